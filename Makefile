@@ -1,0 +1,87 @@
+# saga: distributed transactions inside PostgreSQL
+#
+#   make            build for the PostgreSQL that PG_CONFIG names
+#   make install    install it there
+#   make demo       the orders example, on throw-away servers
+#   make check      all tests, on throw-away servers
+#   make check-regress | check-isolation | check-tap [TESTS='t/001_basic.pl']
+#                   one kind of them
+#   make sim        the state machine alone, against random events
+#   make shell      a shell with a private server in its path
+#
+# demo, check and shell install missing Debian packages when run as root, and
+# never touch the PostgreSQL installation or clusters of the system.  WERROR=1
+# (or CI) makes warnings errors.
+
+PG_MAJOR ?= 15
+here := $(dir $(abspath $(lastword $(MAKEFILE_LIST))))
+
+ours := demo check check-build check-sim check-regress check-isolation \
+	check-tap sim shell
+
+ifneq ($(filter $(ours),$(MAKECMDGOALS)),)
+
+# These need no PGXS, which may not be installed yet.
+export PG_MAJOR TESTS SIM_ARGS
+
+.PHONY: $(ours)
+demo:
+	@$(here)tools/sandbox examples/orders/demo
+check:
+	@$(here)tools/check build sim regress isolation tap
+check-build check-sim check-regress check-isolation check-tap: check-%:
+	@$(here)tools/check $*
+sim:
+	@$(here)tools/sim $(SIM_ARGS)
+shell:
+	@$(here)tools/sandbox -i bash
+
+else
+
+MODULE_big = saga
+EXTENSION = saga
+OBJS = $(patsubst $(here)%.c,%.o,$(sort $(wildcard $(here)src/*.c)))
+
+# The install script: one file, put together in the order of names.
+script_parts := $(sort $(wildcard $(here)src/sql/*.sql))
+ifneq ($(script_parts),)
+DATA_built = saga--1.0.sql
+else
+DATA = $(notdir $(wildcard $(here)saga--*.sql))
+endif
+
+PG_CPPFLAGS = -I$(here)src -I$(libpq_srcdir) -MMD -MP
+PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter \
+	-Wno-declaration-after-statement
+ifneq ($(filter-out 0 false no,$(WERROR) $(CI)),)
+PG_CFLAGS += -Werror
+endif
+ifneq ($(findstring clang,$(CC)),)
+# PostgreSQL hands on flags of the compiler that it was built with.
+PG_CFLAGS += -Wno-unknown-warning-option \
+	-Wno-ignored-optimization-argument -Wno-ignored-attributes
+endif
+SHLIB_LINK = -lpq -lcares
+EXTRA_CLEAN = $(OBJS:.o=.d)
+
+# No bitcode for inlining unless it is asked for: make with_llvm=yes.
+ifneq ($(origin with_llvm),command line)
+override with_llvm = no
+endif
+
+PG_CONFIG ?= $(firstword $(wildcard \
+	/usr/lib/postgresql/$(PG_MAJOR)/bin/pg_config) pg_config)
+PGXS := $(shell $(PG_CONFIG) --pgxs)
+include $(PGXS)
+
+-include $(OBJS:.o=.d)
+
+# A build elsewhere (make -f .../Makefile) begins in an empty directory.
+$(shell mkdir -p src)
+
+ifneq ($(script_parts),)
+saga--1.0.sql: $(script_parts)
+	cat $^ >$@
+endif
+
+endif

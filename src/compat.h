@@ -1,0 +1,82 @@
+/*
+ * compat.h
+ *		Every difference between the supported server versions (15 to 18).
+ *		PG_VERSION_NUM is tested here and nowhere else.
+ */
+#ifndef SAGA_COMPAT_H
+#define SAGA_COMPAT_H
+
+#include "postgres.h"
+
+#if PG_VERSION_NUM < 150000
+#error "saga needs PostgreSQL 15 or later"
+#endif
+
+#if PG_VERSION_NUM >= 170000
+#include "storage/procnumber.h"
+#include "utils/wait_event.h"
+#else
+#include "pgstat.h"
+#include "utils/wait_event.h"
+#endif
+
+/* Wait events: named from 17 on, the shared "Extension" before. */
+#if PG_VERSION_NUM >= 170000
+#define saga_wait_event(name) WaitEventExtensionNew(name)
+#else
+#define saga_wait_event(name) PG_WAIT_EXTENSION
+#endif
+
+#if PG_VERSION_NUM >= 180000
+#define SAGA_MODULE_MAGIC PG_MODULE_MAGIC_EXT(.name = "saga", .version = "1.0")
+#else
+#define SAGA_MODULE_MAGIC PG_MODULE_MAGIC
+#endif
+
+/* A wait-event set that lives as long as its memory context. */
+#if PG_VERSION_NUM >= 170000
+#define saga_create_wait_event_set(context, n) \
+	CreateWaitEventSet(NULL, (n))
+#else
+#define saga_create_wait_event_set(context, n) \
+	CreateWaitEventSet((context), (n))
+#endif
+
+/* Are synchronous standbys configured?  (Needs walsender_private.h.) */
+#ifdef SYNC_STANDBY_DEFINED
+#define saga_sync_standbys_defined() \
+	((((volatile WalSndCtlData *) WalSndCtl)->sync_standbys_status & SYNC_STANDBY_DEFINED) != 0)
+#else
+#define saga_sync_standbys_defined() \
+	(((volatile WalSndCtlData *) WalSndCtl)->sync_standbys_defined)
+#endif
+
+/* Index entries of a row just written; the list is of rechecks. */
+#if PG_VERSION_NUM >= 160000
+#define saga_ExecInsertIndexTuples(rri, slot, estate) \
+	ExecInsertIndexTuples(rri, slot, estate, false, false, NULL, NIL, false)
+#else
+#define saga_ExecInsertIndexTuples(rri, slot, estate) \
+	ExecInsertIndexTuples(rri, slot, estate, false, false, NULL, NIL)
+#endif
+
+/* Update one row; do_indexes runs when the update was not heap-only. */
+#if PG_VERSION_NUM >= 160000
+#define saga_simple_update(rel, tid, slot, snapshot, do_indexes) \
+	do { \
+		TU_UpdateIndexes which_; \
+		simple_table_tuple_update(rel, tid, slot, snapshot, &which_); \
+		if (which_ != TU_None) \
+			do_indexes; \
+	} while (0)
+#else
+#define saga_simple_update(rel, tid, slot, snapshot, do_indexes) \
+	do { \
+		bool		which_; \
+		simple_table_tuple_update(rel, tid, slot, snapshot, &which_); \
+		if (which_) \
+			do_indexes; \
+	} while (0)
+#endif
+
+#endif							/* SAGA_COMPAT_H */

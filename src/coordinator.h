@@ -1,0 +1,141 @@
+/*
+ * coordinator.h
+ *		Private to the coordinator: its sagas in memory (runs.c), its calls to
+ *		executors (dispatch.c), its loop (coordinator.c).
+ */
+#ifndef SAGA_COORDINATOR_H
+#define SAGA_COORDINATOR_H
+
+#include "postgres.h"
+
+#include "access/xlogdefs.h"
+#include "lib/ilist.h"
+#include "lib/pairingheap.h"
+
+#include "connector.h"
+#include "exec.h"
+#include "log.h"
+#include "saga.h"
+
+/* One saga in memory. */
+typedef struct SagaRun
+{
+	SagaInstanceRow row;
+	SagaDefinition *def;
+	SagaState  *state;
+	MemoryContext context;		/* holds all of it */
+	struct Known *known;
+	Jsonb	  **results;		/* by node */
+	char	   *started_by;		/* role name */
+
+	/* what the instance row says now, and will say after this turn */
+	uint8		written_state;
+	uint8		written_direction;
+	uint8		written_cause;
+	int			change;			/* index into the turn's changes, or -1 */
+	char	   *failed_step;
+	char		sqlstate[6];
+	char	   *error;			/* of the last failure */
+
+	bool		touched;		/* in the turn's list of runs */
+	bool		ordered;		/* has unwritten records that a replay would
+								 * not decide again: calls must wait */
+	bool		evict;			/* leave memory when this turn is written */
+	bool		ended_elsewhere;	/* an executor ended the row */
+	bool		stuck_written;
+	int			calls;			/* out */
+	Jsonb	  **skip_result;	/* of skip verbs that wait for a claim */
+} SagaRun;
+
+/* Every live saga of ours, in memory or not. */
+typedef struct Known
+{
+	pg_uuid_t	id;				/* hash key */
+	SagaRun    *run;			/* NULL: not in memory */
+	SagaTime	due;			/* next thing by time, NEVER = none */
+	pairingheap_node node;
+	bool		in_heap;
+	bool		queued;			/* in the arrivals */
+	bool		has_wakeup;		/* has a row in saga.wakeup */
+	bool		outcomes_unread;	/* was set aside: local outcomes may stand */
+} Known;
+
+/* A call that is out. */
+typedef struct SagaCallOut
+{
+	uint64		tag;			/* hash key */
+	SagaRun    *run;			/* NULL: nobody wants the answer any more */
+	SagaCall   *call;
+	pg_uuid_t	saga_id;
+	int32		node;
+	int32		attempt;
+	uint8		op;
+	uint8		hook;
+	bool		local;
+	bool		conditional;
+	bool		solo;
+	int			executor;		/* local: which, -1 = waiting for one */
+	char	   *message;		/* local: the request, until it is sent */
+	Size		message_length;
+	dlist_node	node_link;		/* local: in the waiting list */
+} SagaCallOut;
+
+/* ---- runs.c ---- */
+extern SagaTurn saga_turn;		/* what is decided and not yet written */
+extern MemoryContext saga_turn_context;
+extern bool saga_turn_flush;	/* somebody waits for it to be durable */
+extern TimestampTz saga_turn_since; /* of its oldest record, 0 = empty */
+
+extern void saga_runs_init(void);
+extern Known *saga_known(const pg_uuid_t *id, bool create);
+extern void saga_arrive(const pg_uuid_t *id, int64 inbox_id);
+extern void saga_sleeps(const pg_uuid_t *id, TimestampTz due);
+extern bool saga_arrivals_pending(void);
+extern int	saga_runs_loaded(void);
+
+/* In a transaction: take arrivals into memory, at most max. */
+extern void saga_runs_admit(uint64 buckets, int max);
+extern void saga_runs_timers(SagaTime now);
+extern SagaTime saga_runs_next_due(void);
+extern void saga_run_feed(SagaRun *run, SagaEvent *event, SagaPayload *payload);
+extern void saga_run_answer(SagaCallOut *call, SagaAnswerKind answer, bool free,
+							SagaPayload *payload);
+extern void saga_run_lost(SagaCallOut *call);
+
+/* In a transaction: have participants drop barrier rows past keeping. */
+extern void saga_purge_barriers(void);
+extern void saga_recovered_outcomes(SagaOutcome *outcomes, int n);
+
+/* In the turn's transaction, before saga_log_write(). */
+extern void saga_turn_prepare(void);
+
+/* After the turn's transaction: forget what is written, start what waited. */
+extern void saga_turn_written(XLogRecPtr lsn);
+
+/* Calls whose records are durable up to here may go out. */
+extern void saga_sends_release(XLogRecPtr durable);
+extern bool saga_sends_held(void);
+
+/* An error while this saga was worked on: set it aside. */
+extern pg_uuid_t saga_current;
+extern bool saga_current_set;
+extern void saga_run_set_aside(const pg_uuid_t *id);
+
+/* ---- dispatch.c ---- */
+extern void saga_dispatch_init(SagaWorkerSlot *coordinator);
+extern SagaCallOut *saga_call_out(SagaRun *run, SagaCall *call, int node, SagaOp op,
+								  SagaHook hook, int attempt);
+extern void saga_call_done(SagaCallOut *call);
+extern SagaCallOut *saga_call_by_tag(uint64 tag);
+extern void saga_calls_forget_run(SagaRun *run);
+extern void saga_dispatch_local(SagaCallOut *call, char **values);
+extern bool saga_dispatch_executors_gone(void);	/* none serves another */
+extern void saga_dispatch_attach(void);
+extern void saga_dispatch_pump(void);	/* in a transaction: replies, losses */
+extern void saga_dispatch_upkeep(void);
+
+/* The call's names and values. */
+extern void saga_run_values(SagaRun *run, int node, SagaOp op, int attempt,
+							SagaValues *values);
+
+#endif							/* SAGA_COORDINATOR_H */

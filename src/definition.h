@@ -1,0 +1,126 @@
+/*
+ * definition.h
+ *		One version of a definition, compiled from its stored JSON.
+ */
+#ifndef SAGA_DEFINITION_H
+#define SAGA_DEFINITION_H
+
+#include "postgres.h"
+
+#include "utils/jsonb.h"
+
+#include "graph.h"
+#include "template.h"
+
+typedef enum SagaResultShape
+{
+	SAGA_RESULT_ONE,			/* default: more than one row is SGR01 */
+	SAGA_RESULT_ROWS,			/* array of rows */
+	SAGA_RESULT_FIRST,
+	SAGA_RESULT_NONE,
+} SagaResultShape;
+
+/* One call: an action, a compensation or a hook. */
+typedef struct SagaCall
+{
+	char	   *server;			/* NULL: local */
+	SagaTemplate *tmpl;
+	int			timeout_ms;
+	bool		slow;			/* the coordinator's hint: ran longer than a
+								 * shared transaction allows */
+	SagaResultShape shape;
+	int			expect_rows;	/* -1: any */
+	Oid			returns;		/* declared type of the result, or InvalidOid */
+	int32		returns_typmod;
+	SagaType   *returns_type;	/* NULL: none declared */
+
+	/* SQLSTATE patterns (whole code or class) that override the table */
+	int			ndecline_on,
+				nretry_on,
+				nstuck_on;
+	char	  **decline_on,
+			  **retry_on,
+			  **stuck_on;
+} SagaCall;
+
+typedef struct SagaInputField
+{
+	char	   *name;
+	Oid			type;
+	int32		typmod;
+	SagaType   *type_info;
+} SagaInputField;
+
+typedef struct SagaDefinition
+{
+	int64		id;
+	char	   *name;
+	int32		version;
+	Oid			owner;
+	char	   *search_path;	/* in force at define */
+	SagaGraph  *graph;
+	int32	   *by_name;		/* node numbers, ordered by name */
+	SagaCall  **action;			/* by node; NULL where it has none */
+	SagaCall  **compensation;
+	SagaCall   *on_completed;
+	SagaCall   *on_compensated;
+	SagaCall   *on_stuck;
+	bool		typed_input;	/* 'input' was given: exactly these fields */
+	int			ninput;
+	SagaInputField *input;		/* ordered as jsonb orders keys */
+	bool		input_as_owner; /* checking runs code of domains: as owner */
+	SagaTime	deadline;		/* after the start, or NEVER */
+	SagaTime	retention;		/* of ended sagas; -1: saga.retention */
+	SagaTime	key_retention;	/* of their keys; -1: as the saga */
+	int			max_running;	/* 0: no limit */
+	int			priority;
+	bool		paused;			/* refreshed like the owner */
+	MemoryContext context;		/* holds all of it */
+} SagaDefinition;
+
+/*
+ * By id, from this process's cache; versions are immutable, owner and paused
+ * are refreshed by invalidation.  Needs a transaction on a miss.  NULL if
+ * there is none, an error (SGD01) if it no longer compiles (a type was
+ * dropped, ...).  What is returned is never freed or moved: pointers into it
+ * may be kept.
+ */
+extern SagaDefinition *saga_definition_by_id(int64 id);
+
+/* The newest version of a name (version 0) or a given one; NULL if none. */
+extern SagaDefinition *saga_definition_by_name(const char *name, int32 version);
+
+/*
+ * The same for whoever is about to insert an instance: drop_definition() then
+ * waits for this transaction, and sees the instance.
+ */
+extern SagaDefinition *saga_definition_for_start(const char *name,
+												 int32 version);
+
+/*
+ * Check an input against the definition's fields: 22023 naming the field when
+ * one is missing, surplus or wrong.  Returns it normalised (numeric scale).
+ */
+extern Jsonb *saga_definition_check_input(const SagaDefinition *def,
+										  Jsonb *input);
+
+/* Node index by step name, or SAGA_NO_NODE. */
+extern int	saga_definition_node(const SagaDefinition *def, const char *step);
+
+/*
+ * The kind of answer an SQLSTATE means (API.md 2, "Answers are of five
+ * kinds"), after the call's overrides.  call may be NULL.
+ */
+extern SagaAnswerKind saga_classify_sqlstate(const char *sqlstate,
+											 const SagaCall *call);
+
+/*
+ * One result, already shaped by saga_participant or the executor: JSON text
+ * (NULL = null) in, Jsonb out, declared 'returns' applied.  NULL with *problem
+ * set if it does not fit (the answer is then BROKEN).  Raises nothing for bad
+ * text; where 'returns' is declared it needs a transaction.
+ */
+extern Jsonb *saga_result_from_text(const SagaCall *call, const char *json,
+									char **problem);
+
+#endif							/* SAGA_DEFINITION_H */

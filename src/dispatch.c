@@ -1,0 +1,534 @@
+/*
+ * dispatch.c
+ *		A coordinator's calls that are out, and its executors.
+ *
+ * Called by coordinator.c and runs.c.  Owns the queues to the executors and
+ * the table of calls by tag.  Reads no table of ours but, after the loss of an
+ * executor, saga.local_outcome.
+ *
+ * An action that shares its transaction is undone after a few milliseconds
+ * and comes back 'slow'; it then runs alone.  All executors but one may be
+ * busy with such actions, so that short ones never wait for long ones.
+ */
+#include "postgres.h"
+
+#include "miscadmin.h"
+#include "storage/proc.h"
+#include "utils/hsearch.h"
+#include "utils/memutils.h"
+
+#include "compat.h"
+#include "coordinator.h"
+#include "guc.h"
+
+#define MAX_EXECUTORS	32
+#define MAX_SHARED_OUT	64		/* requests ahead of one executor */
+
+typedef struct Executor
+{
+	int			slot;			/* -1: free */
+	uint64		generation;
+	dsm_segment *segment;
+	shm_mq_handle *requests;
+	shm_mq_handle *replies;
+	int			out;			/* calls it has */
+	bool		solo;			/* busy with a long one */
+	SagaCallOut *blocked;		/* its message is half in the queue */
+} Executor;
+
+static Executor executors[MAX_EXECUTORS];
+static SagaWorkerSlot *me;
+static HTAB *calls;
+static uint64 next_tag = 1;
+static dlist_head waiting = DLIST_STATIC_INIT(waiting);
+
+void
+saga_dispatch_init(SagaWorkerSlot *coordinator)
+{
+	HASHCTL		ctl;
+
+	me = coordinator;
+	for (int i = 0; i < MAX_EXECUTORS; i++)
+		executors[i].slot = -1;
+	memset(&ctl, 0, sizeof(ctl));
+	ctl.keysize = sizeof(uint64);
+	ctl.entrysize = sizeof(SagaCallOut);
+	calls = hash_create("saga calls", 1024, &ctl, HASH_ELEM | HASH_BLOBS);
+}
+
+/* --------------------------------------------------------------- calls */
+
+SagaCallOut *
+saga_call_out(SagaRun *run, SagaCall *call, int node, SagaOp op, SagaHook hook,
+			  int attempt)
+{
+	uint64		tag = next_tag++;
+	bool		found;
+	SagaCallOut *out = hash_search(calls, &tag, HASH_ENTER, &found);
+
+	memset((char *) out + sizeof(out->tag), 0, sizeof(*out) - sizeof(out->tag));
+	out->run = run;
+	out->call = call;
+	out->saga_id = run->row.id;
+	out->node = node;
+	out->op = op;
+	out->hook = hook;
+	out->attempt = attempt;
+	out->executor = -1;
+	run->calls++;
+	return out;
+}
+
+void
+saga_call_done(SagaCallOut *call)
+{
+	uint64		tag = call->tag;
+
+	if (call->run)
+		call->run->calls--;
+	if (call->message)
+		pfree(call->message);
+	if (call->local && call->executor >= 0)
+	{
+		executors[call->executor].out--;
+		if (call->solo)
+			executors[call->executor].solo = false;
+	}
+	hash_search(calls, &tag, HASH_REMOVE, NULL);
+}
+
+SagaCallOut *
+saga_call_by_tag(uint64 tag)
+{
+	return hash_search(calls, &tag, HASH_FIND, NULL);
+}
+
+void
+saga_calls_forget_run(SagaRun *run)
+{
+	HASH_SEQ_STATUS status;
+	SagaCallOut *call;
+
+	if (run->calls == 0)
+		return;
+	hash_seq_init(&status, calls);
+	while ((call = hash_seq_search(&status)) != NULL)
+		if (call->run == run)
+			call->run = NULL;
+	run->calls = 0;
+}
+
+/* ----------------------------------------------------------- executors */
+
+/*
+ * Is this slot an executor of ours?  The executors of a database are dealt
+ * out to its coordinators in turn.
+ */
+static bool
+is_mine(SagaWorkerSlot *slot)
+{
+	return slot->kind == SAGA_WORKER_EXECUTOR && slot->dboid == MyDatabaseId &&
+		slot->number / saga_executors == me->number;
+}
+
+/*
+ * Executors that served our predecessor may still run its actions.  They end
+ * by themselves when they look; tell those that do not look.
+ */
+bool
+saga_dispatch_executors_gone(void)
+{
+	bool		gone = true;
+
+	LWLockAcquire(&SagaShmem->lock, LW_SHARED);
+	for (int i = 0; i < SAGA_MAX_WORKERS; i++)
+	{
+		SagaWorkerSlot *slot = &SagaShmem->workers[i];
+
+		if (is_mine(slot) && slot->pid != 0 && slot->serves != 0 &&
+			slot->serves != me->generation)
+		{
+			kill(slot->pid, SIGTERM);
+			gone = false;
+		}
+	}
+	LWLockRelease(&SagaShmem->lock);
+	return gone;
+}
+
+static void
+attach_one(int slot_index, Executor *executor)
+{
+	SagaWorkerSlot *slot = &SagaShmem->workers[slot_index];
+	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+	char	   *base;
+
+	executor->segment = dsm_attach(slot->queues);
+	if (executor->segment == NULL)
+	{
+		MemoryContextSwitchTo(old);
+		return;					/* it has just gone */
+	}
+	dsm_pin_mapping(executor->segment);
+	base = dsm_segment_address(executor->segment);
+	shm_mq_set_sender((shm_mq *) base, MyProc);
+	shm_mq_set_receiver((shm_mq *) (base + SAGA_QUEUE_SIZE), MyProc);
+	executor->requests = shm_mq_attach((shm_mq *) base, executor->segment, NULL);
+	executor->replies = shm_mq_attach((shm_mq *) (base + SAGA_QUEUE_SIZE),
+									  executor->segment, NULL);
+	executor->slot = slot_index;
+	executor->generation = slot->generation;
+	executor->out = 0;
+	executor->solo = false;
+	executor->blocked = NULL;
+	MemoryContextSwitchTo(old);
+}
+
+void
+saga_dispatch_attach(void)
+{
+	for (int i = 0; i < SAGA_MAX_WORKERS; i++)
+	{
+		SagaWorkerSlot *slot = &SagaShmem->workers[i];
+		Executor   *place = NULL;
+		bool		wanted;
+
+		if (!is_mine(slot) || !slot->ready)
+			continue;
+		for (int e = 0; e < MAX_EXECUTORS; e++)
+		{
+			if (executors[e].slot == i && executors[e].generation == slot->generation)
+			{
+				place = NULL;
+				break;
+			}
+			if (executors[e].slot < 0 && place == NULL)
+				place = &executors[e];
+		}
+		if (place == NULL)
+			continue;
+		LWLockAcquire(&SagaShmem->lock, LW_EXCLUSIVE);
+		wanted = is_mine(slot) && slot->ready && slot->serves == 0;
+		if (wanted)
+			slot->serves = me->generation;
+		LWLockRelease(&SagaShmem->lock);
+		if (wanted)
+			attach_one(i, place);
+	}
+}
+
+static bool
+is_gone(Executor *executor)
+{
+	SagaWorkerSlot *slot = &SagaShmem->workers[executor->slot];
+
+	return slot->kind != SAGA_WORKER_EXECUTOR ||
+		slot->generation != executor->generation;
+}
+
+/* Push one message; false if the queue is full. */
+static bool
+push_message(Executor *executor, SagaCallOut *call)
+{
+	shm_mq_result result = shm_mq_send(executor->requests, call->message_length,
+									   call->message, true, true);
+
+	if (result == SHM_MQ_WOULD_BLOCK)
+	{
+		executor->blocked = call;
+		return false;
+	}
+	executor->blocked = NULL;
+	pfree(call->message);
+	call->message = NULL;
+	return true;				/* if it is detached, the loss is seen later */
+}
+
+static Executor *
+choose_executor(bool solo)
+{
+	Executor   *best = NULL;
+	int			attached = 0;
+	int			busy = 0;
+
+	for (int i = 0; i < MAX_EXECUTORS; i++)
+	{
+		Executor   *e = &executors[i];
+
+		if (e->slot < 0)
+			continue;
+		attached++;
+		if (e->solo)
+		{
+			busy++;
+			continue;
+		}
+		if (e->blocked || e->out >= (solo ? 1 : MAX_SHARED_OUT))
+			continue;
+		if (best == NULL || e->out < best->out)
+			best = e;
+	}
+	if (solo && attached > 1 && busy >= attached - 1)
+		return NULL;			/* keep one for the short ones */
+	return best;
+}
+
+static void
+hand_out_waiting(void)
+{
+	dlist_mutable_iter iter;
+	bool		full_shared = false;
+	bool		full_solo = false;
+
+	dlist_foreach_modify(iter, &waiting)
+	{
+		SagaCallOut *call = dlist_container(SagaCallOut, node_link, iter.cur);
+		Executor   *executor;
+
+		if (full_shared && full_solo)
+			break;
+		if (call->run == NULL && call->hook != SAGA_HOOK_UPKEEP)
+		{
+			dlist_delete(&call->node_link);
+			saga_call_done(call);
+			continue;
+		}
+		if (call->solo ? full_solo : full_shared)
+			continue;
+		executor = choose_executor(call->solo);
+		if (executor == NULL)
+		{
+			if (call->solo)
+				full_solo = true;
+			else
+				full_shared = true;
+			continue;
+		}
+		dlist_delete(&call->node_link);
+		call->executor = (int) (executor - executors);
+		executor->out++;
+		executor->solo = call->solo;
+		(void) push_message(executor, call);
+	}
+}
+
+/* Queue a local call; its values are bound and copied into the message. */
+void
+saga_dispatch_local(SagaCallOut *call, char **values)
+{
+	SagaExecRequest request;
+	int			n = call->call->tmpl->nparams;
+	Size		size = sizeof(request);
+	char	   *p;
+
+	memset(&request, 0, sizeof(request));
+	request.tag = call->tag;
+	request.saga_id = call->saga_id;
+	request.definition_id = call->run->def->id;
+	request.node = call->node;
+	request.attempt = call->attempt;
+	request.op = call->op;
+	request.hook = call->hook;
+	request.nvalues = n;
+	call->solo = request.solo = call->solo || call->call->slow;
+	for (int i = 0; i < n; i++)
+		size += sizeof(int32) + (values[i] ? strlen(values[i]) + 1 : 0);
+	call->message = p = MemoryContextAlloc(TopMemoryContext, size);
+	call->message_length = size;
+	memcpy(p, &request, sizeof(request));
+	p += sizeof(request);
+	for (int i = 0; i < n; i++)
+	{
+		int32		length = values[i] ? (int32) strlen(values[i]) : -1;
+
+		memcpy(p, &length, sizeof(length));
+		p += sizeof(length);
+		if (length >= 0)
+		{
+			memcpy(p, values[i], length + 1);
+			p += length + 1;
+		}
+	}
+	dlist_push_tail(&waiting, &call->node_link);
+	hand_out_waiting();
+}
+
+/* Have an executor do the upkeep, as it would run a long action. */
+void
+saga_dispatch_upkeep(void)
+{
+	uint64		tag = next_tag++;
+	bool		found;
+	SagaCallOut *call = hash_search(calls, &tag, HASH_ENTER, &found);
+	SagaExecRequest request;
+
+	memset((char *) call + sizeof(call->tag), 0, sizeof(*call) - sizeof(call->tag));
+	memset(&request, 0, sizeof(request));
+	call->hook = request.hook = SAGA_HOOK_UPKEEP;
+	call->solo = request.solo = true;
+	call->local = true;
+	call->executor = -1;
+	request.tag = tag;
+	call->message = MemoryContextAlloc(TopMemoryContext, sizeof(request));
+	call->message_length = sizeof(request);
+	memcpy(call->message, &request, sizeof(request));
+	dlist_push_tail(&waiting, &call->node_link);
+	hand_out_waiting();
+}
+
+/* It took longer than a shared transaction allows: once more, alone. */
+static void
+run_alone(SagaCallOut *call)
+{
+	SagaRun    *run = call->run;
+	SagaCall   *what = call->call;
+	int			node = call->node;
+	SagaOp		op = call->op;
+	SagaHook	hook = call->hook;
+	int			attempt = call->attempt;
+	SagaCallOut *again;
+	SagaValues	values;
+	char	  **bound;
+
+	what->slow = true;
+	saga_call_done(call);
+	if (run == NULL)
+		return;
+	again = saga_call_out(run, what, node, op, hook, attempt);
+	again->solo = true;
+	again->local = true;
+	saga_run_values(run, node, op, attempt, &values);
+	bound = palloc0(sizeof(char *) * Max(what->tmpl->nparams, 1));
+	saga_template_bind(what->tmpl, &values, bound);
+	saga_dispatch_local(again, bound);
+}
+
+static void
+take_reply(const char *data)
+{
+	SagaExecReply reply;
+	SagaCallOut *call;
+	SagaPayload *payload;
+	const char *p = data + sizeof(reply);
+
+	memcpy(&reply, data, sizeof(reply));
+	call = saga_call_by_tag(reply.tag);
+	if (call == NULL)
+		return;
+	if (call->hook == SAGA_HOOK_UPKEEP)
+	{
+		saga_call_done(call);
+		return;
+	}
+	if (reply.slow)
+	{
+		run_alone(call);
+		return;
+	}
+	payload = MemoryContextAllocZero(saga_turn_context, sizeof(SagaPayload));
+	strlcpy(payload->sqlstate, reply.sqlstate, sizeof(payload->sqlstate));
+	if (reply.message_length > 0)
+	{
+		payload->message = MemoryContextStrdup(saga_turn_context, p);
+		p += reply.message_length;
+	}
+	if (reply.result_length > 0)
+	{
+		payload->result = MemoryContextAlloc(saga_turn_context, reply.result_length);
+		memcpy(payload->result, p, reply.result_length);
+	}
+	saga_run_answer(call, reply.answer, false, payload);
+}
+
+/*
+ * An executor is gone, and with it its transaction.  What it had committed
+ * stands in saga.local_outcome; the rest did not happen.
+ */
+static void
+lose_executor(Executor *executor)
+{
+	HASH_SEQ_STATUS status;
+	SagaCallOut *call;
+	int			index = (int) (executor - executors);
+	List	   *lost = NIL;
+	ListCell   *cell;
+
+	dsm_detach(executor->segment);
+	executor->slot = -1;
+	executor->blocked = NULL;
+	executor->solo = false;
+	hash_seq_init(&status, calls);
+	while ((call = hash_seq_search(&status)) != NULL)
+		if (call->local && call->executor == index)
+			lost = lappend(lost, call);
+	foreach(cell, lost)
+	{
+		SagaOutcome *outcomes;
+		int			n;
+		bool		done = false;
+
+		call = lfirst(cell);
+		if (call->run == NULL)
+		{
+			saga_call_done(call);
+			continue;
+		}
+		outcomes = saga_log_read_outcomes(UINT64CONST(1) << saga_bucket(&call->saga_id),
+										  &call->saga_id, &n);
+		for (int i = 0; i < n && !done; i++)
+		{
+			char		op = call->op == SAGA_OP_UNDO ? 'c' : call->op == SAGA_OP_HOOK ? 'h' : 'a';
+
+			if (outcomes[i].key.node == call->node && outcomes[i].key.op == op)
+			{
+				SagaPayload *payload = MemoryContextAllocZero(saga_turn_context,
+															  sizeof(SagaPayload));
+
+				if (outcomes[i].result)
+				{
+					payload->result = MemoryContextAlloc(saga_turn_context,
+														 VARSIZE(outcomes[i].result));
+					memcpy(payload->result, outcomes[i].result,
+						   VARSIZE(outcomes[i].result));
+				}
+				saga_run_answer(call, SAGA_ANSWER_DONE, false, payload);
+				done = true;
+			}
+		}
+		if (!done)
+			saga_run_lost(call);
+	}
+	executor->out = 0;
+}
+
+void
+saga_dispatch_pump(void)
+{
+	saga_dispatch_attach();
+	for (int i = 0; i < MAX_EXECUTORS; i++)
+	{
+		Executor   *e = &executors[i];
+		Size		nbytes;
+		void	   *data;
+
+		if (e->slot < 0)
+			continue;
+		if (e->blocked)
+			(void) push_message(e, e->blocked);
+		for (;;)
+		{
+			shm_mq_result result = shm_mq_receive(e->replies, &nbytes, &data, true);
+
+			if (result == SHM_MQ_SUCCESS)
+			{
+				take_reply(data);
+				continue;
+			}
+			/* a detached queue is empty: what it held has been read */
+			if (result == SHM_MQ_DETACHED && is_gone(e))
+				lose_executor(e);
+			break;
+		}
+	}
+	hand_out_waiting();
+}

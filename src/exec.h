@@ -1,0 +1,84 @@
+/*
+ * exec.h
+ *		The two messages between a coordinator and its executors.
+ *
+ * They travel through shared-memory queues of one segment that the executor
+ * makes: an executor serves one incarnation of one coordinator and ends with
+ * it, so a local action is never run twice at the same time.
+ */
+#ifndef SAGA_EXEC_H
+#define SAGA_EXEC_H
+
+#include "postgres.h"
+
+#include "storage/dsm.h"
+#include "storage/shm_mq.h"
+#include "utils/uuid.h"
+
+#include "definition.h"
+
+#define SAGA_QUEUE_SIZE		((Size) 256 * 1024)
+
+/* Limits of an action that shares its transaction with others. */
+#define SAGA_BATCH_ACTIONS		32
+#define SAGA_BATCH_MS			2
+#define SAGA_SHARED_LOCK_MS		5
+#define SAGA_SHARED_RUN_MS		20
+
+typedef enum SagaHook
+{
+	SAGA_HOOK_NONE,
+	SAGA_HOOK_COMPLETED,
+	SAGA_HOOK_COMPENSATED,
+	SAGA_HOOK_STUCK,
+	SAGA_HOOK_UPKEEP,			/* no action: run saga.upkeep() */
+} SagaHook;
+
+/* Run one action.  The values follow: int32 length or -1, bytes, '\0' each. */
+typedef struct SagaExecRequest
+{
+	uint64		tag;
+	pg_uuid_t	saga_id;
+	int64		definition_id;
+	int32		node;			/* or a pseudo-node */
+	int32		attempt;
+	uint8		op;				/* SagaOp */
+	uint8		hook;			/* SagaHook */
+	bool		solo;			/* alone in its transaction, normal limits */
+	int32		nvalues;
+} SagaExecRequest;
+
+/* What became of it.  Texts and result follow, each with its '\0'. */
+typedef struct SagaExecReply
+{
+	uint64		tag;
+	uint8		answer;			/* SagaAnswerKind */
+	bool		slow;			/* not run: wants to be alone */
+	char		sqlstate[6];
+	int32		message_length; /* with '\0'; 0 = none */
+	int32		result_length;	/* a Jsonb datum; 0 = null */
+} SagaExecReply;
+
+/* The call a request means, NULL if the definition has none. */
+static inline SagaCall *
+saga_exec_call(SagaDefinition *def, int node, SagaOp op, SagaHook hook)
+{
+	switch (hook)
+	{
+		case SAGA_HOOK_COMPLETED:
+			return def->on_completed;
+		case SAGA_HOOK_COMPENSATED:
+			return def->on_compensated;
+		case SAGA_HOOK_STUCK:
+			return def->on_stuck;
+		case SAGA_HOOK_UPKEEP:
+			return NULL;
+		case SAGA_HOOK_NONE:
+			break;
+	}
+	if (node < 0 || node >= def->graph->nnodes)
+		return NULL;
+	return op == SAGA_OP_UNDO ? def->compensation[node] : def->action[node];
+}
+
+#endif							/* SAGA_EXEC_H */

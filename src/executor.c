@@ -1,0 +1,649 @@
+/*
+ * executor.c
+ *		The saga executor: runs local actions as their owner.
+ *
+ * Takes requests from its coordinator's queue, runs several in one
+ * transaction, each in a subtransaction, and answers once they are committed.
+ * Beside the effect of each action it commits one row in saga.local_outcome:
+ * the local barrier, from which a coordinator that lost the answer learns that
+ * the action was done.  An action that failed leaves nothing, so nothing about
+ * it needs to be kept.
+ *
+ * The commit is not flushed: the coordinator's next flush covers it, because
+ * its record comes later in the WAL.  Only an action that ends a saga is
+ * flushed here, since with it the end becomes visible.
+ *
+ * Touches no other table of ours but saga.instance, and that only to end a
+ * saga together with the definition's ending action.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "commands/trigger.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "nodes/params.h"
+#include "parser/parse_param.h"
+#include "pgstat.h"
+#include "storage/ipc.h"
+#include "storage/proc.h"
+#include "utils/builtins.h"
+#include "utils/hsearch.h"
+#include "utils/json.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timeout.h"
+
+#include "compat.h"
+#include "errors.h"
+#include "exec.h"
+#include "guc.h"
+#include "result.h"
+#include "rows.h"
+#include "saga.h"
+#include "spi_util.h"
+
+/* A prepared action. */
+typedef struct ActionKey
+{
+	int64		definition_id;
+	int32		node;
+	uint8		op;
+	uint8		hook;
+	char		pad[2];
+} ActionKey;
+
+typedef struct ActionPlan
+{
+	ActionKey		key;
+	SPIPlanPtr	plan;
+	int			nparams;
+	Oid		   *types;			/* as parse analysis found them */
+	FmgrInfo   *input;
+	Oid		   *ioparam;
+} ActionPlan;
+
+/* One action of the batch. */
+typedef struct Work
+{
+	SagaExecRequest request;
+	char	  **values;
+	SagaExecReply reply;
+	char	   *message;
+	Jsonb	   *result;
+	bool		recording;		/* the action has run; its row is being written */
+} Work;
+
+static SagaWorkerSlot *me;
+static dsm_segment *segment;
+static shm_mq_handle *requests;
+static shm_mq_handle *replies;
+static HTAB *plans;
+static MemoryContext batch_context;
+
+/* ------------------------------------------------------------- queues */
+
+static void
+open_queues(void)
+{
+	shm_mq	   *in;
+	shm_mq	   *out;
+	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+
+	segment = dsm_create(SAGA_QUEUE_SIZE * 2, 0);
+	dsm_pin_mapping(segment);
+	in = shm_mq_create(dsm_segment_address(segment), SAGA_QUEUE_SIZE);
+	out = shm_mq_create((char *) dsm_segment_address(segment) + SAGA_QUEUE_SIZE,
+						SAGA_QUEUE_SIZE);
+	shm_mq_set_receiver(in, MyProc);
+	shm_mq_set_sender(out, MyProc);
+	requests = shm_mq_attach(in, segment, NULL);
+	replies = shm_mq_attach(out, segment, NULL);
+	MemoryContextSwitchTo(old);
+
+	LWLockAcquire(&SagaShmem->lock, LW_EXCLUSIVE);
+	me->queues = dsm_segment_handle(segment);
+	me->ready = true;
+	for (int i = 0; i < SAGA_MAX_WORKERS; i++)
+	{
+		SagaWorkerSlot *slot = &SagaShmem->workers[i];
+
+		if (slot->kind == SAGA_WORKER_COORDINATOR &&
+			slot->dboid == MyDatabaseId && slot->latch)
+			SetLatch(slot->latch);
+	}
+	LWLockRelease(&SagaShmem->lock);
+}
+
+static Work *
+parse_request(const char *data, Size nbytes)
+{
+	Work	   *item = palloc0(sizeof(Work));
+	const char *p = data + sizeof(SagaExecRequest);
+
+	Assert(nbytes >= sizeof(SagaExecRequest));
+	memcpy(&item->request, data, sizeof(SagaExecRequest));
+	item->values = palloc0(sizeof(char *) * Max(item->request.nvalues, 1));
+	for (int i = 0; i < item->request.nvalues; i++)
+	{
+		int32		length;
+
+		memcpy(&length, p, sizeof(length));
+		p += sizeof(length);
+		if (length < 0)
+			continue;
+		item->values[i] = pnstrdup(p, length);
+		p += length + 1;
+	}
+	return item;
+}
+
+static void
+send_reply(Work *item)
+{
+	SagaExecReply *reply = &item->reply;
+	shm_mq_iovec iov[3];
+	int			n = 1;
+
+	reply->tag = item->request.tag;
+	reply->message_length = item->message ? (int32) strlen(item->message) + 1 : 0;
+	reply->result_length = item->result ? (int32) VARSIZE(item->result) : 0;
+	iov[0].data = (char *) reply;
+	iov[0].len = sizeof(*reply);
+	if (item->message)
+	{
+		iov[n].data = item->message;
+		iov[n++].len = reply->message_length;
+	}
+	if (item->result)
+	{
+		iov[n].data = (char *) item->result;
+		iov[n++].len = reply->result_length;
+	}
+	/* waits while the queue is full; the coordinator always drains it */
+	if (shm_mq_sendv(replies, iov, n, false, true) == SHM_MQ_DETACHED)
+		proc_exit(0);
+}
+
+/* -------------------------------------------------------------- plans */
+
+typedef struct ParamTypes
+{
+	Oid		  **types;
+	int		   *ntypes;
+} ParamTypes;
+
+static void
+infer_parameters(ParseState *pstate, void *arg)
+{
+	ParamTypes *p = arg;
+
+	setup_parse_variable_parameters(pstate, p->types, p->ntypes);
+}
+
+static ActionPlan *
+plan_of(const ActionKey *key, const SagaCall *call)
+{
+	bool		found;
+	ActionPlan	   *plan = hash_search(plans, key, HASH_FIND, NULL);
+	ParamTypes *parse;
+	SPIPrepareOptions options;
+	SPIPlanPtr	prepared;
+	int			n = call->tmpl->nparams;
+	MemoryContext old;
+
+	if (plan)
+		return plan;
+
+	/* for the plan's life: it analyses the text again after invalidations */
+	old = MemoryContextSwitchTo(TopMemoryContext);
+	parse = palloc0(sizeof(ParamTypes));
+	parse->types = palloc(sizeof(Oid *));
+	parse->ntypes = palloc(sizeof(int));
+	*parse->types = palloc0(sizeof(Oid) * Max(n, 1));
+	*parse->ntypes = n;
+	for (int i = 0; i < n; i++)
+		(*parse->types)[i] = OidIsValid(call->tmpl->params[i].type) ?
+			call->tmpl->params[i].type : UNKNOWNOID;
+	MemoryContextSwitchTo(old);
+
+	memset(&options, 0, sizeof(options));
+	options.parserSetup = infer_parameters;
+	options.parserSetupArg = parse;
+	options.parseMode = RAW_PARSE_DEFAULT;
+	prepared = SPI_prepare_extended(call->tmpl->sql, &options);
+	if (prepared == NULL)
+		elog(ERROR, "could not prepare an action: %s", SPI_result_code_string(SPI_result));
+	for (int i = 0; i < n; i++)
+		if ((*parse->types)[i] == UNKNOWNOID)
+			ereport(ERROR,
+					(errcode(ERRCODE_INDETERMINATE_DATATYPE),
+					 errmsg("could not determine the type of parameter \"%s\"",
+							call->tmpl->params[i].name),
+					 errhint("Write a cast, for example :%s::text.",
+							 call->tmpl->params[i].name)));
+	SPI_keepplan(prepared);
+
+	plan = hash_search(plans, key, HASH_ENTER, &found);
+	plan->plan = prepared;
+	plan->nparams = n;
+	plan->types = *parse->types;
+	plan->input = MemoryContextAllocZero(TopMemoryContext, sizeof(FmgrInfo) * Max(n, 1));
+	plan->ioparam = MemoryContextAllocZero(TopMemoryContext, sizeof(Oid) * Max(n, 1));
+	for (int i = 0; i < n; i++)
+	{
+		Oid			function;
+
+		getTypeInputInfo(plan->types[i], &function, &plan->ioparam[i]);
+		fmgr_info_cxt(function, &plan->input[i], TopMemoryContext);
+	}
+	return plan;
+}
+
+/* ------------------------------------------------------------- running */
+
+/* The owner as he is now; his rights are checked where they are used. */
+static void
+check_owner(const SagaDefinition *def)
+{
+	if (!saga_allow_superuser_steps && superuser_arg(def->owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("local actions do not run as a superuser"),
+				 errdetail("The owner of saga \"%s\" is a superuser.", def->name),
+				 errhint("Give the definition to an ordinary role with saga.alter_owner(), or set saga.allow_superuser_steps.")));
+}
+
+static void
+run_action(Work *item, SagaDefinition *def, SagaCall *call)
+{
+	ActionKey		key;
+	ActionPlan	   *plan;
+	ParamListInfo params;
+	SPIExecuteOptions options;
+	SagaUserSwitch saved;
+	int			rc;
+
+	check_owner(def);
+	memset(&key, 0, sizeof(key));
+	key.definition_id = def->id;
+	key.node = item->request.node;
+	key.op = item->request.op;
+	key.hook = item->request.hook;
+
+	saga_run_as_begin(def->owner, def->search_path, &saved);
+	plan = plan_of(&key, call);
+	params = makeParamList(plan->nparams);
+	for (int i = 0; i < plan->nparams; i++)
+	{
+		params->params[i].value = InputFunctionCall(&plan->input[i], item->values[i],
+													plan->ioparam[i], -1);
+		params->params[i].isnull = item->values[i] == NULL;
+		params->params[i].pflags = PARAM_FLAG_CONST;
+		params->params[i].ptype = plan->types[i];
+	}
+	memset(&options, 0, sizeof(options));
+	options.params = params;
+	rc = SPI_execute_plan_extended(plan->plan, &options);
+	if (rc < 0)
+		elog(ERROR, "could not run an action: %s", SPI_result_code_string(rc));
+	item->result = saga_result_from_spi(call, rc, batch_context);
+	saga_run_as_end(&saved);
+	if (SPI_tuptable)
+		SPI_freetuptable(SPI_tuptable);
+}
+
+static void
+outcome_key(const Work *item, Datum *key)
+{
+	key[0] = UUIDPGetDatum(&item->request.saga_id);
+	key[1] = Int16GetDatum(item->request.node);
+	key[2] = CharGetDatum(item->request.op == SAGA_OP_UNDO ? 'c' :
+						  item->request.op == SAGA_OP_HOOK ? 'h' : 'a');
+}
+
+/* The local barrier: committed with the effect, at most once. */
+static void
+record_outcome(Work *item)
+{
+	SagaTable  *table = saga_table_open("local_outcome", RowExclusiveLock);
+	Datum		v[6];
+	bool		n[6] = {0};
+
+	outcome_key(item, v);
+	v[3] = Int16GetDatum(saga_bucket(&item->request.saga_id));
+	v[4] = Int32GetDatum(item->request.attempt);
+	n[5] = item->result == NULL;
+	v[5] = item->result ? JsonbPGetDatum(item->result) : (Datum) 0;
+	saga_table_insert(table, v, n);
+	saga_table_close(table);
+}
+
+/* The ending action ends the saga in its own transaction. */
+static void
+end_instance(Work *item)
+{
+	static SPIPlanPtr plan = NULL;
+	Datum		values[2];
+
+	if (plan == NULL)
+	{
+		Oid			types[2] = {UUIDOID, TEXTOID};
+		SPIPlanPtr	fresh = SPI_prepare("UPDATE saga.instance SET state = $2,"
+										" ended_at = pg_catalog.clock_timestamp() WHERE id = $1",
+										2, types);
+
+		if (fresh == NULL || SPI_keepplan(fresh) != 0)
+			elog(ERROR, "could not prepare the end of a saga");
+		plan = fresh;
+	}
+	values[0] = UUIDPGetDatum(&item->request.saga_id);
+	values[1] = CStringGetTextDatum(item->request.hook == SAGA_HOOK_COMPLETED ?
+									"completed" : "compensated");
+	SPI_execute_plan(plan, values, NULL, false, 0);
+}
+
+/*
+ * The row was there: this action had been done before, and what it has just
+ * done again is rolled back.  The answer is what it gave the first time.
+ */
+static void
+answer_from_outcome(Work *item)
+{
+	SagaTable  *table;
+	Datum		key[3];
+	Datum		v[6];
+	bool		n[6];
+
+	PushActiveSnapshot(GetLatestSnapshot());
+	table = saga_table_open("local_outcome", AccessShareLock);
+	outcome_key(item, key);
+	if (saga_table_fetch(table, key, v, n))
+	{
+		memset(&item->reply, 0, sizeof(item->reply));
+		item->reply.answer = SAGA_ANSWER_DONE;
+		item->message = NULL;
+		item->result = n[5] ? NULL : DatumGetJsonbPCopy(v[5]);
+	}
+	saga_table_close(table);
+	PopActiveSnapshot();
+}
+
+static void
+arm_limits(const Work *item, const SagaCall *call)
+{
+	LockTimeout = item->request.solo ? 0 : SAGA_SHARED_LOCK_MS;
+	enable_timeout_after(STATEMENT_TIMEOUT,
+						 item->request.solo ? Max(call->timeout_ms, 1) : SAGA_SHARED_RUN_MS);
+}
+
+static void
+disarm_limits(void)
+{
+	disable_timeout(STATEMENT_TIMEOUT, false);
+	LockTimeout = 0;
+	QueryCancelPending = false;
+}
+
+static bool
+ends_saga(const Work *item)
+{
+	return item->request.hook == SAGA_HOOK_COMPLETED ||
+		item->request.hook == SAGA_HOOK_COMPENSATED;
+}
+
+/* The error just caught, as an answer. */
+static void
+answer_error(Work *item, const SagaCall *call)
+{
+	ErrorData  *error;
+	MemoryContext old = MemoryContextSwitchTo(batch_context);
+
+	error = CopyErrorData();
+	FlushErrorState();
+	strlcpy(item->reply.sqlstate, unpack_sql_state(error->sqlerrcode),
+			sizeof(item->reply.sqlstate));
+	item->message = error->detail ?
+		psprintf("%s (%s)", error->message, error->detail) :
+		pstrdup(error->message ? error->message : "unknown error");
+	item->result = NULL;
+	item->reply.answer = saga_classify_sqlstate(item->reply.sqlstate, call);
+	item->reply.slow = !item->request.solo &&
+		(error->sqlerrcode == ERRCODE_QUERY_CANCELED ||
+		 error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE ||
+		 error->sqlerrcode == ERRCODE_T_R_DEADLOCK_DETECTED);
+	MemoryContextSwitchTo(old);
+}
+
+static void
+run_item(Work *item)
+{
+	SagaDefinition *volatile def = NULL;
+	SagaCall   *volatile call = NULL;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(batch_context);
+	PG_TRY();
+	{
+		def = saga_definition_by_id(item->request.definition_id);
+		if (def == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_OBJECT),
+					 errmsg("definition " INT64_FORMAT " does not exist",
+							item->request.definition_id)));
+		call = saga_exec_call(def, item->request.node, item->request.op,
+							  item->request.hook);
+		if (call == NULL || call->tmpl->nparams != item->request.nvalues)
+			ereport(ERROR,
+					(errcode(ERRCODE_DATA_CORRUPTED),
+					 errmsg("definition of saga \"%s\" has no such local action", def->name)));
+		arm_limits(item, call);
+		PushActiveSnapshot(GetTransactionSnapshot());
+		run_action(item, def, call);
+		PopActiveSnapshot();
+		disarm_limits();
+		CommandCounterIncrement();
+		PushActiveSnapshot(GetTransactionSnapshot());
+		item->recording = true;
+		record_outcome(item);
+		item->recording = false;
+		if (ends_saga(item))
+			end_instance(item);
+		PopActiveSnapshot();
+		ReleaseCurrentSubTransaction();
+		item->reply.answer = SAGA_ANSWER_DONE;
+	}
+	PG_CATCH();
+	{
+		disarm_limits();
+		answer_error(item, call);
+		RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(batch_context);
+		if (item->recording)
+			answer_from_outcome(item);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(batch_context);
+}
+
+/* Deferred triggers must not fire at commit, as the worker's superuser. */
+static void
+constraints_immediate(void)
+{
+	ConstraintsSetStmt *stmt = makeNode(ConstraintsSetStmt);
+
+	AfterTriggerSetState(stmt);
+}
+
+/*
+ * Items from..to in one transaction.  False if the commit itself failed (then
+ * nothing of them happened) or the extension is gone.
+ */
+static bool
+run_batch(Work **items, int n)
+{
+	volatile bool ok = true;
+	volatile bool flush = false;
+
+	for (int i = 0; i < n; i++)
+		if (ends_saga(items[i]))
+			flush = true;
+	PG_TRY();
+	{
+		if (!saga_worker_begin("running local actions"))
+			proc_exit(0);
+		constraints_immediate();
+		for (int i = 0; i < n; i++)
+		{
+			CHECK_FOR_INTERRUPTS();
+			run_item(items[i]);
+		}
+		saga_worker_commit(flush);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(batch_context);
+		disarm_limits();
+		answer_error(items[0], NULL);
+		saga_worker_abort();
+		ok = false;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(batch_context);
+	return ok;
+}
+
+static void
+serve(Work **items, int n)
+{
+	if (!run_batch(items, n) && n > 1)
+	{
+		/* the culprit is found by running each alone */
+		for (int i = 0; i < n; i++)
+		{
+			memset(&items[i]->reply, 0, sizeof(SagaExecReply));
+			items[i]->result = NULL;
+			items[i]->message = NULL;
+			(void) run_batch(&items[i], 1);
+		}
+	}
+	for (int i = 0; i < n; i++)
+	{
+		if (items[i]->reply.answer != SAGA_ANSWER_DONE)
+			pg_atomic_fetch_add_u64(&me->errors, 1);
+		send_reply(items[i]);
+	}
+	pg_atomic_fetch_add_u64(&me->turns, 1);
+	pg_atomic_fetch_add_u64(&me->items, n);
+}
+
+/* One request, or NULL when none is there (yet). */
+static Work *
+next_request(void)
+{
+	Size		nbytes;
+	void	   *data;
+
+	switch (shm_mq_receive(requests, &nbytes, &data, true))
+	{
+		case SHM_MQ_SUCCESS:
+			return parse_request(data, nbytes);
+		case SHM_MQ_DETACHED:
+			/* the coordinator is gone; its successor starts with new ones */
+			proc_exit(0);
+		case SHM_MQ_WOULD_BLOCK:
+			break;
+	}
+	return NULL;
+}
+
+/* Old sagas and partitions go, new partitions come; its own transaction. */
+static void
+run_upkeep(Work *item)
+{
+	PG_TRY();
+	{
+		if (!saga_worker_begin("upkeep"))
+			proc_exit(0);
+		if (SPI_execute("SELECT * FROM saga.upkeep()", false, 0) != SPI_OK_SELECT)
+			elog(ERROR, "could not run saga.upkeep()");
+		saga_worker_commit(false);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(batch_context);
+		answer_error(item, NULL);
+		saga_worker_abort();
+		ereport(LOG,
+				(errmsg("upkeep of the saga log did not finish: %s", item->message),
+				 errhint("It is tried again; SELECT saga.upkeep() runs it at once.")));
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(batch_context);
+	send_reply(item);
+}
+
+static void
+collect_and_serve(Work *first)
+{
+	Work	   *items[SAGA_BATCH_ACTIONS];
+	int			n = 0;
+
+	if (first->request.hook == SAGA_HOOK_UPKEEP)
+	{
+		run_upkeep(first);
+		return;
+	}
+	items[n++] = first;
+	while (!first->request.solo && n < SAGA_BATCH_ACTIONS)
+	{
+		Work	   *next = next_request();
+
+		if (next == NULL)
+			break;
+		if (next->request.solo)
+		{
+			serve(items, n);
+			collect_and_serve(next);
+			return;
+		}
+		items[n++] = next;
+	}
+	serve(items, n);
+}
+
+void
+saga_executor_main(Datum main_arg)
+{
+	HASHCTL		ctl;
+
+	me = saga_worker_start(main_arg, false);
+	batch_context = AllocSetContextCreate(TopMemoryContext, "saga executor batch",
+										  ALLOCSET_DEFAULT_SIZES);
+	memset(&ctl, 0, sizeof(ctl));
+	ctl.keysize = sizeof(ActionKey);
+	ctl.entrysize = sizeof(ActionPlan);
+	plans = hash_create("saga action plans", 256, &ctl, HASH_ELEM | HASH_BLOBS);
+	open_queues();
+
+	for (;;)
+	{
+		Work	   *item;
+
+		saga_worker_interrupts();
+		MemoryContextSwitchTo(batch_context);
+		item = next_request();
+		if (item == NULL)
+		{
+			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH, -1L,
+							 saga_wait_event("SagaExecutorMain"));
+			ResetLatch(MyLatch);
+			continue;
+		}
+		collect_and_serve(item);
+		MemoryContextSwitchTo(batch_context);
+		MemoryContextReset(batch_context);
+	}
+}

@@ -1,0 +1,646 @@
+/*
+ * log.c
+ *		The durable side of a saga (see log.h): writing one turn, reading back
+ *		at recovery.
+ *
+ * Called by coordinator.c inside a transaction that saga_worker_begin() began.
+ * Decides nothing (machine.c does) and knows no network.
+ */
+#include "postgres.h"
+
+#include "access/xlog.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/datetime.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/pg_lsn.h"
+
+#include "compat.h"
+#include "guc.h"
+#include "log.h"
+#include "rows.h"
+#include "saga.h"
+
+enum
+{
+	LOG_SAGA, LOG_SEQ, LOG_AT, LOG_KIND, LOG_STEP, LOG_OPERATION, LOG_ATTEMPT,
+	LOG_OUTCOME, LOG_MAYBE, LOG_STATE, LOG_CAUSE, LOG_REASON, LOG_DUE,
+	LOG_SQLSTATE, LOG_MESSAGE, LOG_RESULT, LOG_ACTOR, LOG_NOTE, LOG_COLUMNS
+};
+
+enum
+{
+	INST_ID, INST_BUCKET, INST_DEFINITION, INST_STATE, INST_DIRECTION,
+	INST_CAUSE, INST_KEY, INST_INPUT, INST_OUTPUT, INST_FAILED_STEP,
+	INST_SQLSTATE, INST_ERROR, INST_CORRELATION, INST_LABELS, INST_PRIORITY,
+	INST_STARTED_BY, INST_STARTED_AT, INST_START_AT, INST_DEADLINE,
+	INST_ENDED_AT, INST_COLUMNS
+};
+
+/* ---------------------------------------------------------------- writing */
+
+static inline Datum
+text_or_null(const char *s, bool *isnull)
+{
+	*isnull = (s == NULL || s[0] == '\0');
+	return *isnull ? (Datum) 0 : CStringGetTextDatum(s);
+}
+
+/*
+ * Ids are UUIDv7: the first 48 bits are milliseconds of Unix time, and a
+ * partition saga.log_YYYYMMDD holds one day of them.
+ */
+static Oid
+partition_of(const pg_uuid_t *id)
+{
+	static Oid	cached = InvalidOid;
+	static int64 cached_day = -1;
+	int64		ms = 0;
+	int64		day;
+	int			year,
+				month,
+				mday;
+	char		name[NAMEDATALEN];
+	Oid			schema = get_namespace_oid("saga", false);
+	Oid			relid;
+
+	for (int i = 0; i < 6; i++)
+		ms = (ms << 8) | id->data[i];
+	day = ms / INT64CONST(86400000);
+	if (day == cached_day && OidIsValid(cached) && get_rel_name(cached) != NULL)
+		return cached;
+	if (day >= 0 && day < 2900000)
+	{
+		j2date((int) day + UNIX_EPOCH_JDATE, &year, &month, &mday);
+		snprintf(name, sizeof(name), "log_%04d%02d%02d", year, month, mday);
+		relid = get_relname_relid(name, schema);
+		if (OidIsValid(relid) && get_rel_relispartition(relid))
+		{
+			cached = relid;
+			cached_day = day;
+			return relid;
+		}
+	}
+	return get_relname_relid("log_default", schema);
+}
+
+static void
+fill_log_row(const SagaLogEntry *entry, Datum *v, bool *n)
+{
+	const SagaRecord *r = &entry->record;
+	const SagaPayload *p = &entry->payload;
+	bool		has_step = r->node != SAGA_NO_NODE;
+	bool		answered = r->kind == SAGA_RECORD_FAILED || r->kind == SAGA_RECORD_HOOK;
+
+	memset(n, true, sizeof(bool) * LOG_COLUMNS);
+	v[LOG_SAGA] = UUIDPGetDatum(&entry->saga_id);
+	v[LOG_SEQ] = Int32GetDatum(r->seq);
+	v[LOG_AT] = TimestampTzGetDatum(entry->at);
+	v[LOG_KIND] = CStringGetTextDatum(saga_record_name(r->kind));
+	n[LOG_SAGA] = n[LOG_SEQ] = n[LOG_AT] = n[LOG_KIND] = false;
+	if (has_step)
+	{
+		v[LOG_STEP] = text_or_null(entry->step, &n[LOG_STEP]);
+		v[LOG_OPERATION] = CStringGetTextDatum(saga_op_name(r->op));
+		n[LOG_OPERATION] = false;
+	}
+	if (r->attempt != 0)
+	{
+		v[LOG_ATTEMPT] = Int32GetDatum(r->attempt);
+		n[LOG_ATTEMPT] = false;
+	}
+	if (answered)
+	{
+		v[LOG_OUTCOME] = CStringGetTextDatum(saga_answer_name(r->answer));
+		v[LOG_MAYBE] = BoolGetDatum(r->maybe);
+		n[LOG_OUTCOME] = n[LOG_MAYBE] = false;
+	}
+	if (r->kind == SAGA_RECORD_ENDED)
+	{
+		v[LOG_STATE] = CStringGetTextDatum(saga_state_name(r->state));
+		n[LOG_STATE] = false;
+	}
+	if (r->cause != SAGA_CAUSE_NONE)
+	{
+		v[LOG_CAUSE] = CStringGetTextDatum(saga_cause_name(r->cause));
+		n[LOG_CAUSE] = false;
+	}
+	if (r->reason != SAGA_STUCK_NONE)
+	{
+		v[LOG_REASON] = CStringGetTextDatum(saga_stuck_reason_name(r->reason));
+		n[LOG_REASON] = false;
+	}
+	if (r->due != 0 && r->due != SAGA_NEVER)
+	{
+		v[LOG_DUE] = TimestampTzGetDatum(r->due);
+		n[LOG_DUE] = false;
+	}
+	v[LOG_SQLSTATE] = text_or_null(p->sqlstate, &n[LOG_SQLSTATE]);
+	v[LOG_MESSAGE] = text_or_null(p->message, &n[LOG_MESSAGE]);
+	if (p->result)
+	{
+		v[LOG_RESULT] = JsonbPGetDatum(p->result);
+		n[LOG_RESULT] = false;
+	}
+	v[LOG_ACTOR] = text_or_null(p->actor, &n[LOG_ACTOR]);
+	v[LOG_NOTE] = text_or_null(p->note, &n[LOG_NOTE]);
+}
+
+static void
+write_entries(const SagaTurn *turn)
+{
+	SagaTable  *open[8];
+	Oid			oids[8];
+	int			nopen = 0;
+	Datum		values[LOG_COLUMNS];
+	bool		nulls[LOG_COLUMNS];
+
+	for (int i = 0; i < turn->nentries; i++)
+	{
+		Oid			leaf = partition_of(&turn->entries[i].saga_id);
+		int			k = 0;
+
+		while (k < nopen && oids[k] != leaf)
+			k++;
+		if (k == nopen)
+		{
+			if (nopen == (int) lengthof(open))
+				saga_table_close(open[k = --nopen]);
+			open[k] = saga_table_open_oid(leaf, RowExclusiveLock);
+			oids[k] = leaf;
+			nopen++;
+		}
+		fill_log_row(&turn->entries[i], values, nulls);
+		saga_table_insert(open[k], values, nulls);
+	}
+	while (nopen > 0)
+		saga_table_close(open[--nopen]);
+}
+
+static void
+write_changes(const SagaTurn *turn)
+{
+	SagaTable  *table;
+
+	if (turn->nchanges == 0)
+		return;
+	table = saga_table_open("instance", RowExclusiveLock);
+	for (int i = 0; i < turn->nchanges; i++)
+	{
+		const SagaInstanceChange *c = &turn->changes[i];
+		Datum		key = UUIDPGetDatum(&c->id);
+		Datum		v[INST_COLUMNS];
+		bool		n[INST_COLUMNS];
+		bool		r[INST_COLUMNS] = {0};
+
+		if (c->ended_elsewhere)
+			continue;
+		memset(n, false, sizeof(n));
+		v[INST_STATE] = CStringGetTextDatum(saga_state_name(c->state));
+		v[INST_DIRECTION] = CStringGetTextDatum(c->direction == SAGA_FORWARD ? "forward" : "undo");
+		r[INST_STATE] = r[INST_DIRECTION] = true;
+		r[INST_CAUSE] = true;
+		v[INST_CAUSE] = text_or_null(c->cause == SAGA_CAUSE_NONE ? NULL :
+									 saga_cause_name(c->cause), &n[INST_CAUSE]);
+		if (c->failed_step || c->error)
+		{
+			v[INST_FAILED_STEP] = text_or_null(c->failed_step, &n[INST_FAILED_STEP]);
+			v[INST_SQLSTATE] = text_or_null(c->sqlstate, &n[INST_SQLSTATE]);
+			v[INST_ERROR] = text_or_null(c->error, &n[INST_ERROR]);
+			r[INST_FAILED_STEP] = r[INST_SQLSTATE] = r[INST_ERROR] = true;
+		}
+		if (c->ended_at != 0)
+		{
+			v[INST_ENDED_AT] = TimestampTzGetDatum(c->ended_at);
+			r[INST_ENDED_AT] = true;
+		}
+		if (!saga_table_update(table, &key, v, n, r))
+			ereport(WARNING,
+					(errcode(ERRCODE_DATA_CORRUPTED),
+					 errmsg("the row of saga %s is missing",
+							DatumGetCString(DirectFunctionCall1(uuid_out, key)))));
+	}
+	saga_table_close(table);
+}
+
+static void
+delete_consumed(const SagaTurn *turn)
+{
+	SagaTable  *table;
+
+	if (turn->noutcomes > 0)
+	{
+		table = saga_table_open("local_outcome", RowExclusiveLock);
+		for (int i = 0; i < turn->noutcomes; i++)
+		{
+			Datum		key[3];
+
+			key[0] = UUIDPGetDatum(&turn->outcomes[i].saga_id);
+			key[1] = Int16GetDatum(turn->outcomes[i].node);
+			key[2] = CharGetDatum(turn->outcomes[i].op);
+			(void) saga_table_delete(table, key);
+		}
+		saga_table_close(table);
+	}
+	if (turn->ninbox > 0)
+	{
+		table = saga_table_open("inbox", RowExclusiveLock);
+		for (int i = 0; i < turn->ninbox; i++)
+		{
+			Datum		key = Int64GetDatum(turn->inbox[i]);
+
+			(void) saga_table_delete(table, &key);
+		}
+		saga_table_close(table);
+	}
+}
+
+/* Insert, or replace what stands there. */
+static void
+upsert(SagaTable *table, const Datum *key, const Datum *values,
+	   const bool *nulls, int ncolumns)
+{
+	bool		replace[SAGA_MAX_COLUMNS];
+
+	memset(replace, true, sizeof(bool) * ncolumns);
+	if (!saga_table_update(table, key, values, nulls, replace))
+	{
+		saga_table_insert(table, values, nulls);
+		saga_table_flush(table);
+	}
+}
+
+static void
+write_waiting(const SagaTurn *turn)
+{
+	SagaTable  *table;
+
+	if (turn->nstuck > 0)
+	{
+		table = saga_table_open("stuck_saga", RowExclusiveLock);
+		for (int i = 0; i < turn->nstuck; i++)
+		{
+			const SagaStuckChange *s = &turn->stuck[i];
+			Datum		key = UUIDPGetDatum(&s->saga_id);
+			Datum		v[7];
+			bool		n[7] = {0};
+
+			if (!s->stuck)
+			{
+				(void) saga_table_delete(table, &key);
+				continue;
+			}
+			v[0] = key;
+			v[1] = text_or_null(s->step, &n[1]);
+			v[2] = text_or_null(s->operation, &n[2]);
+			v[3] = CStringGetTextDatum(s->reason);
+			v[4] = text_or_null(s->sqlstate, &n[4]);
+			v[5] = text_or_null(s->message, &n[5]);
+			v[6] = TimestampTzGetDatum(s->since);
+			upsert(table, &key, v, n, 7);
+		}
+		saga_table_close(table);
+	}
+	if (turn->nwakeups > 0)
+	{
+		table = saga_table_open("wakeup", RowExclusiveLock);
+		for (int i = 0; i < turn->nwakeups; i++)
+		{
+			const SagaWakeup *w = &turn->wakeups[i];
+			Datum		key = UUIDPGetDatum(&w->saga_id);
+			Datum		v[3];
+			bool		n[3] = {0};
+
+			if (w->due == 0)
+			{
+				(void) saga_table_delete(table, &key);
+				continue;
+			}
+			v[0] = key;
+			v[1] = Int16GetDatum(saga_bucket(&w->saga_id));
+			v[2] = TimestampTzGetDatum(w->due);
+			upsert(table, &key, v, n, 3);
+		}
+		saga_table_close(table);
+	}
+}
+
+void
+saga_log_write(const SagaTurn *turn)
+{
+	write_entries(turn);
+	write_changes(turn);
+	delete_consumed(turn);
+	write_waiting(turn);
+}
+
+/* ---------------------------------------------------------------- reading */
+
+static char *
+text_of(Datum value, bool isnull)
+{
+	return isnull ? NULL : TextDatumGetCString(value);
+}
+
+bool
+saga_log_read_instance(const pg_uuid_t *id, SagaInstanceRow *row)
+{
+	SagaTable  *table = saga_table_open("instance", AccessShareLock);
+	Datum		key = UUIDPGetDatum(id);
+	Datum		v[INST_COLUMNS];
+	bool		n[INST_COLUMNS];
+	bool		found = saga_table_fetch(table, &key, v, n);
+
+	if (found)
+	{
+		row->id = *id;
+		row->definition_id = DatumGetInt64(v[INST_DEFINITION]);
+		row->state = saga_state_from_name(TextDatumGetCString(v[INST_STATE]));
+		row->key = text_of(v[INST_KEY], n[INST_KEY]);
+		row->input = DatumGetJsonbPCopy(v[INST_INPUT]);
+		row->correlation = text_of(v[INST_CORRELATION], n[INST_CORRELATION]);
+		row->started_by = DatumGetObjectId(v[INST_STARTED_BY]);
+		row->started_at = DatumGetTimestampTz(v[INST_STARTED_AT]);
+		row->start_at = n[INST_START_AT] ? 0 : DatumGetTimestampTz(v[INST_START_AT]);
+		row->deadline = n[INST_DEADLINE] ? DT_NOEND : DatumGetTimestampTz(v[INST_DEADLINE]);
+		row->ended = !n[INST_ENDED_AT];
+	}
+	saga_table_close(table);
+	return found;
+}
+
+/* Run a read-only query with saved plan; results stay until SPI_finish(). */
+static void
+run_query(SPIPlanPtr *plan, const char *sql, int nargs, Oid *types,
+		  Datum *values)
+{
+	if (*plan == NULL)
+	{
+		SPIPlanPtr	fresh = SPI_prepare(sql, nargs, types);
+
+		if (fresh == NULL || SPI_keepplan(fresh) != 0)
+			elog(ERROR, "could not prepare: %s", sql);
+		*plan = fresh;
+	}
+	if (SPI_execute_plan(*plan, values, NULL, true, 0) != SPI_OK_SELECT)
+		elog(ERROR, "could not run: %s", sql);
+}
+
+static Datum
+bucket_array(uint64 buckets)
+{
+	Datum		list[SAGA_BUCKETS];
+	int			n = 0;
+
+	for (int b = 0; b < SAGA_BUCKETS; b++)
+		if (buckets & (UINT64CONST(1) << b))
+			list[n++] = Int16GetDatum(b);
+	return PointerGetDatum(construct_array(list, n, INT2OID, 2, true, TYPALIGN_SHORT));
+}
+
+static Datum
+column(int row, int col, bool *isnull)
+{
+	return SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, col, isnull);
+}
+
+static char *
+text_column(MemoryContext context, int row, int col)
+{
+	bool		isnull;
+	Datum		value = column(row, col, &isnull);
+	MemoryContext old;
+	char	   *result;
+
+	if (isnull)
+		return NULL;
+	old = MemoryContextSwitchTo(context);
+	result = TextDatumGetCString(value);
+	MemoryContextSwitchTo(old);
+	return result;
+}
+
+static Jsonb *
+jsonb_column(MemoryContext context, int row, int col)
+{
+	bool		isnull;
+	Datum		value = column(row, col, &isnull);
+	MemoryContext old;
+	Jsonb	   *result;
+
+	if (isnull)
+		return NULL;
+	old = MemoryContextSwitchTo(context);
+	result = DatumGetJsonbPCopy(value);
+	MemoryContextSwitchTo(old);
+	return result;
+}
+
+static void
+read_record(MemoryContext context, int row, SagaLogEntry *entry,
+			int (*node_of) (void *, const char *), void *arg)
+{
+	SagaRecord *r = &entry->record;
+	bool		isnull;
+	char	   *s;
+	Datum		value;
+
+	r->seq = DatumGetInt32(column(row, 1, &isnull));
+	entry->at = DatumGetTimestampTz(column(row, 2, &isnull));
+	r->kind = saga_record_from_name(text_column(context, row, 3));
+	entry->step = text_column(context, row, 4);
+	r->node = entry->step ? node_of(arg, entry->step) : SAGA_NO_NODE;
+	if ((s = text_column(context, row, 5)) != NULL)
+		r->op = saga_op_from_name(s);
+	value = column(row, 6, &isnull);
+	r->attempt = isnull ? 0 : DatumGetInt32(value);
+	if ((s = text_column(context, row, 7)) != NULL)
+		r->answer = saga_answer_from_name(s);
+	value = column(row, 8, &isnull);
+	r->maybe = !isnull && DatumGetBool(value);
+	if ((s = text_column(context, row, 9)) != NULL)
+		r->state = saga_state_from_name(s);
+	if ((s = text_column(context, row, 10)) != NULL)
+		r->cause = saga_cause_from_name(s);
+	if ((s = text_column(context, row, 11)) != NULL)
+		r->reason = saga_stuck_reason_from_name(s);
+	value = column(row, 12, &isnull);
+	r->due = isnull ? 0 : DatumGetTimestampTz(value);
+	if ((s = text_column(context, row, 13)) != NULL)
+		strlcpy(entry->payload.sqlstate, s, sizeof(entry->payload.sqlstate));
+	entry->payload.message = text_column(context, row, 14);
+	entry->payload.result = jsonb_column(context, row, 15);
+	entry->payload.actor = text_column(context, row, 16);
+	entry->payload.note = text_column(context, row, 17);
+}
+
+List *
+saga_log_read(const pg_uuid_t *id, int (*node_of) (void *, const char *),
+			  void *arg)
+{
+	static SPIPlanPtr plan = NULL;
+	MemoryContext context = CurrentMemoryContext;
+	Oid			types[1] = {UUIDOID};
+	Datum		values[1];
+	List	   *entries = NIL;
+
+	values[0] = UUIDPGetDatum(id);
+	run_query(&plan,
+			  "SELECT seq, at, kind, step, operation, attempt, outcome, maybe,"
+			  " state, cause, reason, due, sqlstate, message, result, actor, note"
+			  " FROM saga.log_record WHERE saga_id = $1 ORDER BY seq",
+			  1, types, values);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		MemoryContext old = MemoryContextSwitchTo(context);
+		SagaLogEntry *entry = palloc0(sizeof(SagaLogEntry));
+
+		entry->saga_id = *id;
+		entries = lappend(entries, entry);
+		MemoryContextSwitchTo(old);
+		read_record(context, (int) i, entry, node_of, arg);
+	}
+	SPI_freetuptable(SPI_tuptable);
+	return entries;
+}
+
+SagaLive *
+saga_log_read_live(uint64 buckets, int *n)
+{
+	static SPIPlanPtr plan = NULL;
+	Oid			types[1] = {INT2ARRAYOID};
+	Datum		values[1];
+	SagaLive   *live;
+	MemoryContext context = CurrentMemoryContext;
+
+	values[0] = bucket_array(buckets);
+	run_query(&plan,
+			  "SELECT i.id, coalesce(w.due, CASE WHEN i.state = 'pending' THEN i.start_at END)"
+			  " FROM saga.instance i LEFT JOIN saga.wakeup w ON w.saga_id = i.id"
+			  " WHERE i.bucket = ANY ($1) AND i.ended_at IS NULL ORDER BY i.id",
+			  1, types, values);
+	*n = (int) SPI_processed;
+	live = MemoryContextAllocHuge(context, sizeof(SagaLive) * Max(*n, 1));
+	for (int i = 0; i < *n; i++)
+	{
+		bool		isnull;
+		Datum		due;
+
+		live[i].id = *DatumGetUUIDP(column(i, 1, &isnull));
+		due = column(i, 2, &isnull);
+		live[i].due = isnull ? 0 : DatumGetTimestampTz(due);
+	}
+	SPI_freetuptable(SPI_tuptable);
+	return live;
+}
+
+SagaOutcome *
+saga_log_read_outcomes(uint64 buckets, const pg_uuid_t *only, int *n)
+{
+	static SPIPlanPtr plan = NULL;
+	Oid			types[2] = {INT2ARRAYOID, UUIDOID};
+	Datum		values[2];
+	char		nulls[3] = "  ";
+	SagaOutcome *outcomes;
+	MemoryContext context = CurrentMemoryContext;
+
+	if (plan == NULL)
+	{
+		SPIPlanPtr	fresh = SPI_prepare("SELECT saga_id, node, operation, attempt, result"
+										" FROM saga.local_outcome WHERE bucket = ANY ($1)"
+										" AND ($2 IS NULL OR saga_id = $2)", 2, types);
+
+		if (fresh == NULL || SPI_keepplan(fresh) != 0)
+			elog(ERROR, "could not prepare the outcome query");
+		plan = fresh;
+	}
+	values[0] = bucket_array(buckets);
+	values[1] = only ? UUIDPGetDatum(only) : (Datum) 0;
+	nulls[1] = only ? ' ' : 'n';
+	if (SPI_execute_plan(plan, values, nulls, true, 0) != SPI_OK_SELECT)
+		elog(ERROR, "could not read saga.local_outcome");
+	*n = (int) SPI_processed;
+	outcomes = MemoryContextAllocZero(context, sizeof(SagaOutcome) * Max(*n, 1));
+	for (int i = 0; i < *n; i++)
+	{
+		bool		isnull;
+
+		outcomes[i].key.saga_id = *DatumGetUUIDP(column(i, 1, &isnull));
+		outcomes[i].key.node = DatumGetInt16(column(i, 2, &isnull));
+		outcomes[i].key.op = DatumGetChar(column(i, 3, &isnull));
+		outcomes[i].attempt = DatumGetInt32(column(i, 4, &isnull));
+		outcomes[i].result = jsonb_column(context, i, 5);
+	}
+	SPI_freetuptable(SPI_tuptable);
+	return outcomes;
+}
+
+char *
+saga_log_read_spared(TimestampTz before)
+{
+	static SPIPlanPtr plan = NULL;
+	MemoryContext context = CurrentMemoryContext;
+	Oid			types[1] = {TIMESTAMPTZOID};
+	Datum		values[1];
+
+	values[0] = TimestampTzGetDatum(before);
+	run_query(&plan,
+			  "SELECT coalesce(array_agg(id), '{}')::text FROM saga.instance"
+			  " WHERE started_at < $1 AND (ended_at IS NULL OR ended_at >= $1)",
+			  1, types, values);
+	return text_column(context, 0, 1);
+}
+
+bool
+saga_log_read_inbox(int64 id, SagaInboxRow *row)
+{
+	SagaTable  *table = saga_table_open("inbox", AccessShareLock);
+	Datum		key = Int64GetDatum(id);
+	Datum		v[SAGA_MAX_COLUMNS];
+	bool		n[SAGA_MAX_COLUMNS];
+	bool		found = saga_table_fetch(table, &key, v, n);
+
+	if (found)
+	{
+		row->id = id;
+		row->saga_id = *DatumGetUUIDP(v[1]);
+		row->verb = TextDatumGetCString(v[3]);
+		row->step = text_of(v[4], n[4]);
+		row->result = n[5] ? NULL : DatumGetJsonbPCopy(v[5]);
+		row->force = DatumGetBool(v[6]);
+		row->actor = TextDatumGetCString(v[7]);
+		row->note = text_of(v[8], n[8]);
+	}
+	saga_table_close(table);
+	return found;
+}
+
+SagaRingEntry *
+saga_log_list_inbox(uint64 buckets, int *n)
+{
+	static SPIPlanPtr plan = NULL;
+	Oid			types[1] = {INT2ARRAYOID};
+	Datum		values[1];
+	SagaRingEntry *entries;
+	MemoryContext context = CurrentMemoryContext;
+
+	values[0] = bucket_array(buckets);
+	run_query(&plan, "SELECT saga_id, id FROM saga.inbox WHERE bucket = ANY ($1) ORDER BY id",
+			  1, types, values);
+	*n = (int) SPI_processed;
+	entries = MemoryContextAlloc(context, sizeof(SagaRingEntry) * Max(*n, 1));
+	for (int i = 0; i < *n; i++)
+	{
+		bool		isnull;
+
+		entries[i].saga_id = *DatumGetUUIDP(column(i, 1, &isnull));
+		entries[i].inbox_id = DatumGetInt64(column(i, 2, &isnull));
+	}
+	SPI_freetuptable(SPI_tuptable);
+	return entries;
+}

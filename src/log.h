@@ -1,0 +1,176 @@
+/*
+ * log.h
+ *		The durable side of a saga: its log, its instance row, and the small
+ *		tables beside them.  log.c is their only writer while a saga lives
+ *		(start.c inserts the instance row; an executor ends it together with
+ *		the definition's ending action).
+ */
+#ifndef SAGA_LOG_H
+#define SAGA_LOG_H
+
+#include "postgres.h"
+
+#include "nodes/pg_list.h"
+#include "utils/jsonb.h"
+#include "utils/timestamp.h"
+#include "utils/uuid.h"
+
+#include "connector.h"
+#include "machine.h"
+#include "shmem.h"
+
+/* What a record carries beside the machine's fields. */
+typedef struct SagaPayload
+{
+	char		sqlstate[6];	/* "" = none */
+	const char *message;
+	Jsonb	   *result;
+	const char *actor;			/* of a verb */
+	const char *note;			/* its reason */
+} SagaPayload;
+
+typedef struct SagaLogEntry
+{
+	pg_uuid_t	saga_id;
+	SagaRecord	record;
+	TimestampTz at;
+	const char *step;			/* name, or NULL */
+	SagaPayload payload;
+} SagaLogEntry;
+
+/* New values of an instance row. */
+typedef struct SagaInstanceChange
+{
+	pg_uuid_t	id;
+	SagaStateName state;
+	SagaDirection direction;
+	SagaCause	cause;
+	const char *failed_step;
+	const char *sqlstate;
+	const char *error;
+	TimestampTz ended_at;		/* 0: not ended */
+	bool		ended_elsewhere;	/* an executor has written state and end */
+} SagaInstanceChange;
+
+typedef struct SagaOutcomeKey
+{
+	pg_uuid_t	saga_id;
+	int16		node;
+	char		op;
+} SagaOutcomeKey;
+
+typedef struct SagaStuckChange
+{
+	pg_uuid_t	saga_id;
+	bool		stuck;			/* false: no longer */
+	const char *step;
+	const char *operation;
+	const char *reason;
+	const char *sqlstate;
+	const char *message;
+	TimestampTz since;
+} SagaStuckChange;
+
+typedef struct SagaWakeup
+{
+	pg_uuid_t	saga_id;
+	TimestampTz due;			/* 0: remove; DT_NOEND: until somebody acts */
+} SagaWakeup;
+
+/* All that one turn makes durable; written in one transaction. */
+typedef struct SagaTurn
+{
+	int			nentries,
+				maxentries;
+	SagaLogEntry *entries;
+	int			nchanges,
+				maxchanges;
+	SagaInstanceChange *changes;
+	int			noutcomes,
+				maxoutcomes;
+	SagaOutcomeKey *outcomes;	/* consumed, to be deleted */
+	int			ninbox,
+				maxinbox;
+	int64	   *inbox;			/* consumed, to be deleted */
+	int			nstuck,
+				maxstuck;
+	SagaStuckChange *stuck;
+	int			nwakeups,
+				maxwakeups;
+	SagaWakeup *wakeups;
+} SagaTurn;
+
+/* Inside a transaction of the coordinator. */
+extern void saga_log_write(const SagaTurn *turn);
+
+/* ---- reading ---- */
+typedef struct SagaInstanceRow
+{
+	pg_uuid_t	id;
+	int64		definition_id;
+	SagaStateName state;
+	char	   *key;
+	Jsonb	   *input;
+	char	   *correlation;
+	Oid			started_by;
+	TimestampTz started_at;
+	TimestampTz start_at;		/* 0: at once */
+	TimestampTz deadline;		/* DT_NOEND: none */
+	bool		ended;			/* by an executor, log not yet closed */
+} SagaInstanceRow;
+
+/* By id in the current context; false if there is no such row. */
+extern bool saga_log_read_instance(const pg_uuid_t *id, SagaInstanceRow *row);
+
+/* The log of one saga in order, in the current context. */
+extern List *saga_log_read(const pg_uuid_t *id, int (*node_of) (void *arg, const char *step),
+						   void *arg);
+
+typedef struct SagaLive
+{
+	pg_uuid_t	id;
+	TimestampTz due;			/* 0: now */
+} SagaLive;
+
+/* Every live saga of the given buckets (bit mask), oldest first. */
+extern SagaLive *saga_log_read_live(uint64 buckets, int *n);
+
+typedef struct SagaOutcome
+{
+	SagaOutcomeKey key;
+	int32		attempt;
+	Jsonb	   *result;
+} SagaOutcome;
+
+/* Committed local actions that are not in the log yet. */
+extern SagaOutcome *saga_log_read_outcomes(uint64 buckets, const pg_uuid_t *only,
+										   int *n);
+
+/*
+ * Sagas begun before this time that are live or have not ended before it
+ * either, as a uuid[] literal.
+ */
+extern char *saga_log_read_spared(TimestampTz before);
+
+typedef struct SagaInboxRow
+{
+	int64		id;
+	pg_uuid_t	saga_id;
+	char	   *verb;
+	char	   *step;
+	Jsonb	   *result;
+	bool		force;
+	char	   *actor;
+	char	   *note;
+} SagaInboxRow;
+
+extern bool saga_log_read_inbox(int64 id, SagaInboxRow *row);
+extern SagaRingEntry *saga_log_list_inbox(uint64 buckets, int *n);
+
+/*
+ * Raise the epoch when this is not the server incarnation that last called
+ * participants.  Returns NULL, or why sagas must be held (palloc'd).
+ */
+extern char *saga_log_raise_epoch(SagaEpoch *epoch);
+
+#endif							/* SAGA_LOG_H */

@@ -1,0 +1,396 @@
+/*
+ * machine.h
+ *		The saga state machine.  Pure (see pure.h): (state, event, now) ->
+ *		(state, log records, commands).
+ *
+ * All that decides what happens next lives in machine.c.  Its only output is
+ * records and commands; its state changes only by saga_machine_apply() of a
+ * record it has just emitted, or of one read back from the log.  So the state
+ * is a fold of the log by construction, and recovery is: init, apply every
+ * record, resume.  (Ephemeral facts, such as "a call is in flight", are not in
+ * records; saga_machine_resume() starts those calls again, and the barrier at
+ * the participant or the outcome table here makes that harmless.)
+ *
+ * Payloads (results, messages) are not the machine's: a record names the
+ * answer it came from and the caller stores the payload with it.
+ */
+#ifndef SAGA_MACHINE_H
+#define SAGA_MACHINE_H
+
+#include "graph.h"
+
+/* Pseudo-nodes: local SQL the definition attaches to the saga itself. */
+#define SAGA_NODE_END		(-1)	/* on_completed / on_compensated */
+#define SAGA_NODE_ON_STUCK	(-2)	/* on_stuck */
+#define SAGA_NO_NODE		(-3)
+
+typedef enum SagaStateName
+{
+	SAGA_PENDING,				/* started, not yet seen by a coordinator */
+	SAGA_RUNNING,
+	SAGA_WAITING,				/* nothing to do before a time or a signal */
+	SAGA_PAUSED,
+	SAGA_STUCK,
+	SAGA_COMPLETED,
+	SAGA_COMPENSATED,
+	SAGA_TERMINATED,
+} SagaStateName;
+
+#define SAGA_STATE_ENDED(s) ((s) >= SAGA_COMPLETED)
+
+typedef enum SagaDirection
+{
+	SAGA_FORWARD,
+	SAGA_UNDO,
+} SagaDirection;
+
+typedef enum SagaCause
+{
+	SAGA_CAUSE_NONE,
+	SAGA_CAUSE_DECLINED,		/* a step was declined, or its attempts ended */
+	SAGA_CAUSE_CANCELLED,
+	SAGA_CAUSE_DEADLINE,
+	SAGA_CAUSE_ABORTED,
+	SAGA_CAUSE_OPERATOR,		/* terminated by a verb */
+} SagaCause;
+
+/* What a participant (or an executor) said.  The five kinds of API.md 2. */
+typedef enum SagaAnswerKind
+{
+	SAGA_ANSWER_DONE,
+	SAGA_ANSWER_DECLINED,
+	SAGA_ANSWER_TRANSIENT,		/* known not to have happened; try again */
+	SAGA_ANSWER_BROKEN,			/* configuration; known not to have happened */
+	SAGA_ANSWER_UNKNOWN,		/* sent, no answer */
+
+	/*
+	 * Only for SAGA_OP_CLAIM: the key was free and is now refused for ever,
+	 * so the call never happened and never will.
+	 */
+	SAGA_ANSWER_REFUSED,
+} SagaAnswerKind;
+
+typedef enum SagaOp
+{
+	SAGA_OP_ACTION,
+	SAGA_OP_UNDO,				/* run the compensation */
+	SAGA_OP_HOOK,				/* only with a pseudo-node */
+
+	/*
+	 * Ask the participant whether the call (of the step's current operation:
+	 * action when forward, compensation in undo) happened, and forbid it if it
+	 * did not.  Answered by DONE (it had), REFUSED, TRANSIENT, BROKEN or
+	 * UNKNOWN.
+	 */
+	SAGA_OP_CLAIM,
+} SagaOp;
+
+typedef enum SagaVerb
+{
+	SAGA_VERB_CANCEL,
+	SAGA_VERB_TERMINATE,
+	SAGA_VERB_PAUSE,
+	SAGA_VERB_RESUME,
+	SAGA_VERB_RETRY_STEP,
+	SAGA_VERB_SKIP_STEP,
+} SagaVerb;
+
+/* Why a saga waits for an operator. */
+typedef enum SagaStuckReason
+{
+	SAGA_STUCK_NONE,
+	SAGA_STUCK_DECLINED,		/* declined after the pivot, or on_failure */
+	SAGA_STUCK_BROKEN,			/* three broken answers */
+	SAGA_STUCK_UNDO_FAILS,		/* ten failures of an undo */
+	SAGA_STUCK_DEADLINE,		/* deadline after the pivot */
+	SAGA_STUCK_HOOK_FAILS,		/* on_completed / on_compensated */
+} SagaStuckReason;
+
+#define SAGA_BROKEN_LIMIT	3	/* broken answers in a row, then stuck */
+#define SAGA_UNDO_LIMIT		10	/* failures of an undo, then stuck */
+
+typedef enum SagaStepStatus
+{
+	SAGA_STEP_IDLE,				/* not reached */
+	SAGA_STEP_CALLING,			/* action: call to be sent, or in flight */
+	SAGA_STEP_BACKOFF,			/* action: next attempt at 'due' */
+	SAGA_STEP_STUCK,			/* action: an operator must act */
+	SAGA_STEP_DONE,
+	SAGA_STEP_FAILED,			/* declined or given up: no effect is left,
+								 * unless 'maybe' */
+	SAGA_STEP_SKIPPED,			/* by an operator; has no effect to undo */
+	SAGA_STEP_UNDO_CALLING,
+	SAGA_STEP_UNDO_BACKOFF,
+	SAGA_STEP_UNDO_STUCK,
+	SAGA_STEP_UNDONE,			/* compensated, or known to need nothing */
+} SagaStepStatus;
+
+typedef struct SagaStep
+{
+	/* ---- a fold of the log ---- */
+	uint8		status;			/* SagaStepStatus.  A retry that is out leaves
+								 * it in BACKOFF / UNDO_BACKOFF, with in_flight.
+								 * CALLING / UNDO_CALLING of a local call is
+								 * the one ephemeral status (no record). */
+	bool		maybe;			/* remote: the action may have happened
+								 * although we hold no answer saying so */
+	bool		undo_maybe;		/* the same of the compensation */
+	bool		sticky;			/* an attempt of the current op went
+								 * unanswered: it can still arrive, so that a
+								 * later "no" does not end the doubt */
+	bool		happened;		/* the action is recorded as done */
+	bool		continued;		/* FAILED, and counts as done */
+	bool		settled;		/* those that follow have been told */
+	bool		refused;		/* claimed for a skip: SKIPPED must follow */
+	bool		claiming;		/* a verb waits for SAGA_OP_CLAIM */
+	bool		claim_skip;		/* ... which is to skip the step */
+	bool		claim_failed;	/* the last claim got no result */
+	bool		skip_tried;		/* ... and was for a skip: if the call is now
+								 * answered REFUSED, that has come to pass */
+	uint8		reason;			/* SagaStuckReason while it needs somebody */
+	uint8		last_kind;		/* SagaAnswerKind of the last attempt */
+	uint8		broken;			/* broken answers in a row */
+	int32		attempts;		/* attempts of the current op that were
+								 * answered (lost workers eat none) */
+	int32		claim_tries;	/* the same of the current claim */
+	int32		intent_at;		/* seq of the action's INTENT */
+	int32		done_at;		/* seq of the record that ended the action:
+								 * the order of completion */
+	int32		unmet;			/* nodes it still waits for */
+	SagaTime	due;			/* in BACKOFF / UNDO_BACKOFF; 0 = at once */
+	SagaTime	claim_due;		/* while claiming: not before */
+
+	/* ---- ephemeral ---- */
+	bool		in_flight;		/* a call is out */
+	bool		claim_out;		/* a claim is out */
+	bool		lost;			/* a call of the current op may have been sent
+								 * whose answer will never be seen */
+	uint8		undo_class;		/* machine_undo.c's */
+	int32		undo_wait;		/* followers that still block its undo */
+} SagaStep;
+
+typedef struct SagaState
+{
+	const SagaGraph *graph;
+
+	/* ---- a fold of the log ---- */
+	uint8		state;			/* SagaStateName: what users see */
+	uint8		direction;
+	uint8		cause;
+	uint8		stuck_reason;
+	bool		paused;			/* no new call starts */
+	bool		terminating;	/* resolves what may have happened, then ends */
+	bool		deadline_hit;	/* after the pivot: reported once */
+	bool		deadline_stuck; /* ... and nobody has acted yet */
+	bool		pivot_intent;	/* the pivot's intent is logged: no cancel */
+	int32		failed_node;	/* whose failure began the undo, or NO_NODE */
+	int32		stuck_node;
+	int32		seq;			/* of the last record */
+	int32		open;			/* nodes IDLE, CALLING, BACKOFF or STUCK */
+	int32		nheld;			/* nodes FAILED, consequence not yet drawn */
+	int32		nbackoff;		/* nodes in BACKOFF or UNDO_BACKOFF */
+	int32		nclaims;		/* nodes claiming */
+	int32		nstuck;			/* nodes and hook with a stuck reason */
+	SagaTime	deadline;		/* absolute, or NEVER */
+	SagaStep	hook;			/* the pseudo-node END */
+	bool		stuck_hook_due; /* on_stuck to be run, or in flight */
+	int32		stuck_hooks;	/* ... so many times */
+	SagaStep   *steps;			/* graph->nnodes */
+	int32	   *ready;			/* nodes in the order they became ready */
+	int32		nready;
+
+	/* ---- ephemeral ---- */
+	int32		in_flight;		/* number of calls out, hooks included */
+	bool		stuck_hook_out; /* on_stuck is in flight */
+	bool		resumed;		/* START or resume() has been seen */
+
+	/*
+	 * Set by the caller before saga_machine_resume(), if it folds a saga that
+	 * this very process evicted with no call out: then no unseen call of an
+	 * earlier life can be under way, and nothing becomes doubtful.
+	 */
+	bool		clean;
+	bool		due_stale;		/* due_min must be found again */
+	SagaTime	due_min;		/* earliest due of a step not in flight */
+	int32		ready_head;		/* ready nodes before it have been called */
+	int32		undo_awaited;	/* nodes by undo_class */
+	int32		undo_needed;
+	int32		undo_active;
+	int32	   *undo_heap;		/* nodes that may be undone, newest first */
+	int32		nundo_heap;
+	int32	   *scratch;		/* graph->nnodes */
+} SagaState;
+
+/*
+ * One line of the log.  The caller writes it as the row (saga, seq) and keeps
+ * 'payload' together with it.  Which fields mean something is said per kind.
+ */
+typedef enum SagaRecordKind
+{
+	SAGA_RECORD_STARTED,		/* - ; first of every log */
+	SAGA_RECORD_INTENT,			/* node, op (ACTION/UNDO/CLAIM), remote calls
+								 * only, once per op, not per attempt */
+	SAGA_RECORD_DONE,			/* node, op, attempt, payload = result */
+	SAGA_RECORD_FAILED,			/* node, op, attempt, answer, due = next try,
+								 * 0 = no further try; payload = error */
+	SAGA_RECORD_CONTINUED,		/* node given up or declined with on_failure
+								 * 'continue': counts as done */
+	SAGA_RECORD_SKIPPED,		/* node, op; payload = the operator's result */
+	SAGA_RECORD_UNDO,			/* direction turns: cause, node = failed one */
+	SAGA_RECORD_STUCK,			/* node, op, stuck reason */
+	SAGA_RECORD_PAUSED,
+	SAGA_RECORD_RESUMED,
+	SAGA_RECORD_RETRIED,		/* node, op: attempts start at 0 again */
+	SAGA_RECORD_TERMINATING,
+	SAGA_RECORD_REFUSED,		/* node, op that the participant will refuse */
+	SAGA_RECORD_HOOK,			/* node END / ON_STUCK answered: answer, due */
+	SAGA_RECORD_ENDED,			/* state */
+} SagaRecordKind;
+
+typedef struct SagaRecord
+{
+	int32		seq;
+	uint8		kind;			/* SagaRecordKind */
+	uint8		op;				/* SagaOp */
+	uint8		answer;			/* SagaAnswerKind */
+	uint8		state;			/* SagaStateName, of ENDED */
+	uint8		cause;			/* of UNDO, ENDED */
+	uint8		reason;			/* SagaStuckReason */
+	bool		maybe;			/* of FAILED: the call may still have happened
+								 * (an earlier attempt went unanswered) */
+	int32		node;
+	int32		attempt;
+	SagaTime	due;
+	const void *payload;		/* the event's, passed through untouched */
+} SagaRecord;
+
+/*
+ * What the caller must do once the records decided with it are written:
+ * a local call and a hook may start at once, a remote call only when the
+ * records are flushed.
+ */
+typedef enum SagaCommandKind
+{
+	SAGA_CMD_CALL,				/* node, op, attempt, conditional */
+	SAGA_CMD_CANCEL_CALL,		/* node, op: an answer is no longer awaited */
+	SAGA_CMD_ENDED,				/* tell those who wait, forget the saga */
+} SagaCommandKind;
+
+typedef struct SagaCommand
+{
+	uint8		kind;			/* SagaCommandKind */
+	uint8		op;
+	int32		node;
+	int32		attempt;		/* 1, 2, ...: for display, part of no key */
+
+	/*
+	 * UNDO only: the action may not have happened.  The participant must
+	 * first refuse the action's key, and run the compensation only if the
+	 * action is recorded as done.
+	 */
+	bool		conditional;
+
+	/*
+	 * CLAIM only: SAGA_OP_ACTION or SAGA_OP_UNDO, whichever call it is about.
+	 * (Not always the saga's direction: a claim may outlive a turn.)
+	 */
+	uint8		target;
+} SagaCommand;
+
+typedef enum SagaEventKind
+{
+	SAGA_EVENT_START,			/* first event of a new saga */
+	SAGA_EVENT_ANSWER,			/* node, op, answer, retry_after, free */
+	SAGA_EVENT_LOST,			/* node, op: the worker that ran it is gone,
+								 * outcome not recorded; eats no attempt */
+	SAGA_EVENT_TIMER,			/* something may be due at 'now' */
+	SAGA_EVENT_VERB,			/* verb, node (or NO_NODE), force */
+} SagaEventKind;
+
+typedef struct SagaEvent
+{
+	uint8		kind;			/* SagaEventKind */
+	uint8		op;
+	uint8		answer;
+	uint8		verb;
+	bool		force;			/* verb: do not ask the participant */
+	bool		free;			/* answer: eats no attempt (lock time-out of
+								 * a claim) */
+	int32		node;
+	SagaTime	retry_after;	/* answer: not before now + this; 0 = none */
+	double		random;			/* 0 <= random < 1: jitter */
+	const void *payload;
+} SagaEvent;
+
+/*
+ * Result of one decision; arrays grow from the arena and belong to the
+ * caller, who sets the counts to 0 before each use.
+ */
+typedef struct SagaDecision
+{
+	SagaArena  *arena;
+	int			nrecords;
+	int			maxrecords;
+	SagaRecord *records;
+	int			ncommands;
+	int			maxcommands;
+	SagaCommand *commands;
+
+	/*
+	 * A verb or event that changed nothing: static text why, for the answer
+	 * 'ignored: <why>' and the log of the verb; else NULL.
+	 */
+	const char *ignored;
+} SagaDecision;
+
+/* A new state: PENDING, nothing done.  Size is fixed by the graph. */
+extern SagaState *saga_machine_create(const SagaGraph *graph,
+									  SagaTime deadline, SagaArena *arena);
+
+/* Bytes saga_machine_create() takes for a graph. */
+extern size_t saga_machine_size(const SagaGraph *graph);
+
+/* Decide on one event.  Applies each record it emits to the state. */
+extern void saga_machine_decide(SagaState *state, const SagaEvent *event,
+								SagaTime now, SagaDecision *out);
+
+/*
+ * The fold: one record onto the state.  False, state untouched, if the record
+ * cannot follow this state (a damaged log): wrong seq, node out of range,
+ * impossible transition.
+ */
+extern bool saga_machine_apply(SagaState *state, const SagaRecord *record);
+
+/*
+ * After the last record of the log: everything that is pending (calls whose
+ * intent is logged, ready local steps, hooks) as commands and, where a crash
+ * fell between two records, the records that were still to come.
+ */
+extern void saga_machine_resume(SagaState *state, SagaTime now,
+								SagaDecision *out);
+
+/* When saga_machine_decide(TIMER) next has something to do, or NEVER. */
+extern SagaTime saga_machine_next_due(const SagaState *state);
+
+/* May a cancel / terminate / ... still have an effect?  NULL = yes, or why. */
+extern const char *saga_machine_verb_refusal(const SagaState *state,
+											 SagaVerb verb, int32 node,
+											 bool force);
+
+extern const char *saga_state_name(SagaStateName state);
+extern const char *saga_cause_name(SagaCause cause);
+extern const char *saga_record_name(SagaRecordKind kind);
+extern const char *saga_op_name(SagaOp op);
+extern const char *saga_answer_name(SagaAnswerKind kind);
+extern const char *saga_stuck_reason_name(SagaStuckReason reason);
+extern const char *saga_verb_name(SagaVerb verb);
+
+/* Reverse of the name functions, for replay; -1 if unknown. */
+extern int	saga_record_from_name(const char *name);
+extern int	saga_op_from_name(const char *name);
+extern int	saga_answer_from_name(const char *name);
+extern int	saga_state_from_name(const char *name);
+extern int	saga_cause_from_name(const char *name);
+extern int	saga_stuck_reason_from_name(const char *name);
+
+#endif							/* SAGA_MACHINE_H */

@@ -1,0 +1,157 @@
+/*
+ * render.c
+ *		saga.render(): what would be sent for a step.
+ *
+ * Sessions only.  Binds a template just as a coordinator does, with made-up
+ * facts of a saga, and sends nothing.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "fmgr.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/timestamp.h"
+
+#include "compat.h"
+#include "define.h"
+#include "rights.h"
+
+PG_FUNCTION_INFO_V1(saga_render);
+
+static const SagaCall *
+find_call(const SagaDefinition *def, const char *step, const char *operation,
+		  int *node)
+{
+	const SagaCall *call = NULL;
+
+	*node = SAGA_NODE_END;
+	if (strcmp(operation, "on_completed") == 0)
+		call = def->on_completed;
+	else if (strcmp(operation, "on_compensated") == 0)
+		call = def->on_compensated;
+	else if (strcmp(operation, "on_stuck") == 0)
+		call = def->on_stuck;
+	else if (strcmp(operation, "action") == 0 ||
+			 strcmp(operation, "compensation") == 0)
+	{
+		*node = step ? saga_definition_node(def, step) : SAGA_NO_NODE;
+		if (*node < 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_OBJECT),
+					 errmsg("step \"%s\" of saga \"%s\" does not exist",
+							step ? step : "", def->name)));
+		call = operation[0] == 'a' ? def->action[*node] : def->compensation[*node];
+	}
+	else
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("unrecognized operation: \"%s\"", operation),
+				 errhint("Operations are action, compensation, on_completed, on_compensated and on_stuck.")));
+	if (call == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("saga \"%s\" has no %s%s%s", def->name, operation,
+						*node >= 0 ? " for step " : "", *node >= 0 ? step : "")));
+	return call;
+}
+
+/* Results by step name -> by node. */
+static Jsonb **
+split_results(const SagaDefinition *def, Jsonb *results)
+{
+	Jsonb	  **split = palloc0(Max(1, def->graph->nnodes) * sizeof(Jsonb *));
+
+	for (int i = 0; results != NULL && i < def->graph->nnodes; i++)
+	{
+		JsonbValue *v = saga_json_get(&results->root, def->graph->nodes[i].name);
+
+		if (v != NULL)
+			split[i] = JsonbValueToJsonb(v);
+	}
+	return split;
+}
+
+static void
+push_text(JsonbParseState **ps, JsonbIteratorToken token, const char *text)
+{
+	JsonbValue	v;
+
+	v.type = text ? jbvString : jbvNull;
+	if (text != NULL)
+	{
+		v.val.string.val = pstrdup(text);
+		v.val.string.len = strlen(text);
+	}
+	pushJsonbValue(ps, token, &v);
+}
+
+static Jsonb *
+rendered(const SagaCall *call, char **values)
+{
+	JsonbParseState *ps = NULL;
+
+	pushJsonbValue(&ps, WJB_BEGIN_OBJECT, NULL);
+	push_text(&ps, WJB_KEY, "server");
+	push_text(&ps, WJB_VALUE, call->server);
+	push_text(&ps, WJB_KEY, "sql");
+	push_text(&ps, WJB_VALUE, call->tmpl->sql);
+	push_text(&ps, WJB_KEY, "values");
+	pushJsonbValue(&ps, WJB_BEGIN_ARRAY, NULL);
+	for (int i = 0; i < call->tmpl->nparams; i++)
+		push_text(&ps, WJB_ELEM, values[i]);
+	pushJsonbValue(&ps, WJB_END_ARRAY, NULL);
+	push_text(&ps, WJB_KEY, "types");
+	pushJsonbValue(&ps, WJB_BEGIN_ARRAY, NULL);
+	for (int i = 0; i < call->tmpl->nparams; i++)
+	{
+		Oid			type = call->tmpl->params[i].bind_type;
+
+		push_text(&ps, WJB_ELEM, OidIsValid(type) ? format_type_be(type) : NULL);
+	}
+	pushJsonbValue(&ps, WJB_END_ARRAY, NULL);
+	return JsonbValueToJsonb(pushJsonbValue(&ps, WJB_END_OBJECT, NULL));
+}
+
+/*
+ * saga.render(definition text, step text, input jsonb, results jsonb,
+ * operation text, version integer) -> jsonb
+ */
+Datum
+saga_render(PG_FUNCTION_ARGS)
+{
+	char	   *name;
+	char	   *step = PG_ARGISNULL(1) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(1));
+	SagaDefinition *def;
+	const SagaCall *call;
+	SagaValues	values;
+	char	  **texts;
+
+	if (PG_ARGISNULL(0) || PG_ARGISNULL(4))
+		PG_RETURN_NULL();
+	name = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	saga_require_privilege(name, "see");
+	def = saga_definition_by_name(name, PG_ARGISNULL(5) ? 0 : PG_GETARG_INT32(5));
+	if (def == NULL)
+		saga_no_such_definition(name);
+
+	memset(&values, 0, sizeof(values));
+	call = find_call(def, step, text_to_cstring(PG_GETARG_TEXT_PP(4)), &values.node);
+	values.saga_name = def->name;
+	values.step_name = values.node >= 0 ? step : text_to_cstring(PG_GETARG_TEXT_PP(4));
+	values.attempt = 1;
+	values.op = values.node < 0 ? SAGA_OP_HOOK :
+		call == def->compensation[values.node] ? SAGA_OP_UNDO : SAGA_OP_ACTION;
+	values.started_by = GetUserNameFromId(GetUserId(), false);
+	values.started_at = GetCurrentTransactionStartTimestamp();
+	values.deadline = def->deadline == SAGA_NEVER ? DT_NOEND
+		: values.started_at + def->deadline;
+	if (!PG_ARGISNULL(2))
+		values.input = saga_definition_check_input(def, PG_GETARG_JSONB_P(2));
+	values.results = split_results(def, PG_ARGISNULL(3) ? NULL : PG_GETARG_JSONB_P(3));
+
+	texts = palloc0(Max(1, call->tmpl->nparams) * sizeof(char *));
+	saga_template_bind(call->tmpl, &values, texts);
+	PG_RETURN_JSONB_P(rendered(call, texts));
+}

@@ -1,0 +1,172 @@
+/*
+ * shmem.h
+ *		What saga's processes share: worker slots, the rings by which a commit
+ *		wakes a coordinator, sessions that wait for an end, counters.
+ *
+ * Shared memory holds values only: nothing in it is needed for correctness,
+ * and all of it may be lost at any instant.
+ */
+#ifndef SAGA_SHMEM_H
+#define SAGA_SHMEM_H
+
+#include "postgres.h"
+
+#include "datatype/timestamp.h"
+#include "port/atomics.h"
+#include "storage/dsm.h"
+#include "storage/latch.h"
+#include "storage/lwlock.h"
+#include "storage/spin.h"
+#include "utils/uuid.h"
+
+#define SAGA_MAX_DATABASES		64
+#define SAGA_MAX_WORKERS		128
+#define SAGA_MAX_COORDINATORS	16	/* slots with a ring, server-wide */
+#define SAGA_RING_SIZE			16384
+#define SAGA_MAX_PARTICIPANTS	256 /* (database, server) pairs with counters */
+#define SAGA_BUCKETS			64
+
+typedef enum SagaWorkerKind
+{
+	SAGA_WORKER_NONE,
+	SAGA_WORKER_LAUNCHER,
+	SAGA_WORKER_COORDINATOR,
+	SAGA_WORKER_EXECUTOR,
+} SagaWorkerKind;
+
+/* One running worker.  Claimed and freed under SagaShared->lock. */
+typedef struct SagaWorkerSlot
+{
+	SagaWorkerKind kind;		/* NONE: free */
+	Oid			dboid;
+	int			number;			/* coordinator 0.. / executor 0.. */
+	pid_t		pid;			/* 0 until attached */
+	Latch	   *latch;			/* in shared memory, NULL until attached */
+	uint64		generation;		/* of this occupation; never reused */
+	bool		ready;			/* coordinator: recovered; executor: queues
+								 * are published */
+	TimestampTz started_at;
+	dsm_handle	queues;			/* executor: its two message queues */
+	uint64		serves;			/* executor: generation of the coordinator it
+								 * works for; it never outlives that one */
+	pg_atomic_uint32 asleep;	/* coordinator: set before it waits */
+	/* counters for saga.stat_workers, written by the worker alone */
+	pg_atomic_uint64 turns;		/* coordinator: commits; executor: batches */
+	pg_atomic_uint64 items;		/* records written / actions run */
+	pg_atomic_uint64 loaded;	/* sagas in memory */
+	pg_atomic_uint64 errors;
+	char		activity[64];	/* what it does or why it holds */
+} SagaWorkerSlot;
+
+typedef struct SagaRingEntry
+{
+	pg_uuid_t	saga_id;
+	int64		inbox_id;		/* 0: a new saga, else a command for it */
+} SagaRingEntry;
+
+typedef struct SagaRing
+{
+	LWLock		lock;
+	Oid			dboid;
+	int			coordinator;	/* -1: free */
+	uint32		head;			/* next to read */
+	uint32		tail;			/* next to write */
+	bool		overflow;		/* entries were dropped: scan the tables */
+	SagaRingEntry entries[SAGA_RING_SIZE];
+} SagaRing;
+
+typedef enum SagaDatabaseStatus
+{
+	SAGA_DB_UNKNOWN,			/* to be probed by coordinator 0 */
+	SAGA_DB_ABSENT,				/* the extension is not there */
+	SAGA_DB_PRESENT,
+} SagaDatabaseStatus;
+
+typedef struct SagaDatabase
+{
+	Oid			dboid;			/* InvalidOid: free */
+	SagaDatabaseStatus status;
+	bool		no_slot;		/* a worker could not be registered */
+} SagaDatabase;
+
+typedef struct SagaWaiter
+{
+	pg_uuid_t	saga_id;
+	Latch	   *latch;			/* NULL: free */
+} SagaWaiter;
+
+/* Participant counters; all atomics so that views read without a lock. */
+typedef struct SagaParticipantStat
+{
+	Oid			dboid;
+	Oid			serverid;		/* InvalidOid: free */
+	pg_atomic_uint64 calls;
+	pg_atomic_uint64 done;
+	pg_atomic_uint64 declined;
+	pg_atomic_uint64 transient;
+	pg_atomic_uint64 broken;
+	pg_atomic_uint64 unknown;
+	pg_atomic_uint64 latency_us;	/* sum over answered calls */
+	pg_atomic_uint64 latency_max_us;
+	pg_atomic_uint32 connections;	/* open now */
+	pg_atomic_uint32 in_flight;
+	pg_atomic_uint32 queued;
+	pg_atomic_uint32 circuit;	/* 0 closed, 1 open, 2 half-open */
+	pg_atomic_uint64 connects;	/* attempts to connect */
+} SagaParticipantStat;
+
+typedef struct SagaShared
+{
+	LWLock		lock;			/* slots, databases, participants, rings' owner */
+	Latch	   *launcher_latch;
+	bool		relist;			/* an extension was created: look again */
+	uint64		next_generation;
+	SagaDatabase databases[SAGA_MAX_DATABASES];
+	SagaWorkerSlot workers[SAGA_MAX_WORKERS];
+	SagaParticipantStat participants[SAGA_MAX_PARTICIPANTS];
+	LWLock		waiter_lock;
+	pg_atomic_uint32 nwaiters;
+	int			maxwaiters;
+	/* SagaRing rings[SAGA_MAX_COORDINATORS] and SagaWaiter waiters[] follow */
+} SagaShared;
+
+extern SagaShared *SagaShmem;	/* NULL: the library was not preloaded */
+
+extern void saga_shmem_request(void);	/* from _PG_init, preloading */
+extern bool saga_preloaded(void);
+extern void saga_require_preload(void); /* 55000 with the line to set */
+
+/* ---- worker side ---- */
+extern SagaWorkerSlot *saga_slot_claim(SagaWorkerKind kind, Oid dboid,
+									   int number);	/* launcher */
+extern SagaWorkerSlot *saga_slot_attach(int index);	/* the worker itself */
+extern void saga_slot_free(SagaWorkerSlot *slot);
+extern int	saga_slot_index(SagaWorkerSlot *slot);
+extern void saga_wake_launcher(void);
+
+/* ---- rings ---- */
+extern SagaRing *saga_ring_claim(Oid dboid, int coordinator);
+extern void saga_ring_release(SagaRing *ring);
+
+/* Take up to max entries; *overflow is set and cleared in the ring. */
+extern int	saga_ring_take(SagaRing *ring, SagaRingEntry *out, int max,
+						   bool *overflow);
+
+/* In a session: at commit of this transaction, tell the coordinator. */
+extern void saga_wake_at_commit(const pg_uuid_t *saga_id, int64 inbox_id);
+extern int	saga_bucket(const pg_uuid_t *saga_id);
+
+/* In CREATE EXTENSION: at commit, have the launcher look at this database. */
+extern void saga_installed_at_commit(void);
+
+/* ---- waiting for an end ---- */
+extern SagaWaiter *saga_waiter_register(const pg_uuid_t *saga_id);
+extern void saga_waiter_forget(SagaWaiter *waiter);
+extern void saga_waiters_wake(const pg_uuid_t *ids, int n);
+
+/* ---- participants ---- */
+
+/* This database's counters for a server; never NULL (a shared dummy if full). */
+extern SagaParticipantStat *saga_participant_stat(Oid serverid);
+
+#endif							/* SAGA_SHMEM_H */

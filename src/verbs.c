@@ -1,0 +1,280 @@
+/*
+ * verbs.c
+ *		Sessions look at one saga and act on it: wait(), status(), and the
+ *		operator's verbs, which leave a command in the inbox.
+ *
+ * Writes nothing but saga.inbox.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "storage/latch.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+#include "utils/wait_event.h"
+
+#include "compat.h"
+#include "definition.h"
+#include "errors.h"
+#include "guc.h"
+#include "rights.h"
+#include "rows.h"
+#include "saga.h"
+#include "spi_util.h"
+
+PG_FUNCTION_INFO_V1(saga_wait);
+PG_FUNCTION_INFO_V1(saga_status);
+PG_FUNCTION_INFO_V1(saga_verb);
+
+/* A wait looks at the row this often even if nobody wakes it. */
+#define WAIT_LOOK_MS	1000
+
+/* The columns of saga.instance used here. */
+enum
+{
+	DEFINITION = 2, STATE = 3, DIRECTION = 4, CAUSE = 5, OUTPUT = 8,
+	FAILED_STEP = 9, SQLSTATE = 10, ERROR_TEXT = 11, STARTED_BY = 15, ENDED_AT = 19
+};
+
+typedef struct Look
+{
+	bool		found;
+	bool		ours;			/* written by this very transaction */
+	bool		ended;
+	Datum		values[SAGA_MAX_COLUMNS];
+	bool		nulls[SAGA_MAX_COLUMNS];
+} Look;
+
+static char *
+id_text(const pg_uuid_t *id)
+{
+	return DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(id)));
+}
+
+/* As committed now, whatever snapshot the caller's statement has. */
+static void
+look_at(const pg_uuid_t *id, Look *look)
+{
+	SagaTable  *table;
+	Datum		key = UUIDPGetDatum(id);
+
+	PushActiveSnapshot(GetLatestSnapshot());
+	table = saga_table_open("instance", AccessShareLock);
+	look->found = saga_table_fetch(table, &key, look->values, look->nulls);
+	look->ours = look->found && saga_table_fetched_is_ours(table);
+	if (look->found)
+	{
+		/* out of the buffer before the table is closed */
+		look->ended = !look->nulls[ENDED_AT];
+		look->values[STATE] = PointerGetDatum(DatumGetTextPCopy(look->values[STATE]));
+		look->values[DIRECTION] = PointerGetDatum(DatumGetTextPCopy(look->values[DIRECTION]));
+		for (int i = CAUSE; i <= ERROR_TEXT; i++)
+			if (!look->nulls[i] && (i == CAUSE || i == OUTPUT || i >= FAILED_STEP))
+				look->values[i] = PointerGetDatum(DatumGetTextPCopy(look->values[i]));
+	}
+	saga_table_close(table);
+	PopActiveSnapshot();
+}
+
+static SagaDefinition *
+check_right(const pg_uuid_t *id, const Look *look, const char *privilege)
+{
+	SagaDefinition *def = NULL;
+
+	if (look->found)
+		def = saga_definition_by_id(DatumGetInt64(look->values[DEFINITION]));
+	if (def == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("saga %s does not exist", id_text(id))));
+	if (strcmp(privilege, "see") == 0 &&
+		DatumGetObjectId(look->values[STARTED_BY]) == GetUserId())
+		return def;
+	if (!saga_has_privilege(def->name, GetUserId(), privilege))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied for saga %s", id_text(id)),
+				 errdetail("It is an instance of saga \"%s\", for which you lack the privilege \"%s\".",
+						   def->name, privilege)));
+	return def;
+}
+
+static Datum
+outcome(FunctionCallInfo fcinfo, const pg_uuid_t *id, const Look *look)
+{
+	TupleDesc	desc;
+	Datum		v[8];
+	bool		n[8] = {0};
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	v[0] = UUIDPGetDatum(id);
+	v[1] = look->values[STATE];
+	v[2] = BoolGetDatum(look->ended);
+	v[3] = look->values[CAUSE];
+	n[3] = look->nulls[CAUSE];
+	v[4] = look->values[OUTPUT];
+	n[4] = look->nulls[OUTPUT];
+	v[5] = look->values[FAILED_STEP];
+	n[5] = look->nulls[FAILED_STEP];
+	v[6] = look->values[SQLSTATE];
+	n[6] = look->nulls[SQLSTATE];
+	v[7] = look->values[ERROR_TEXT];
+	n[7] = look->nulls[ERROR_TEXT];
+	return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), v, n));
+}
+
+Datum
+saga_status(PG_FUNCTION_ARGS)
+{
+	pg_uuid_t  *id = PG_GETARG_UUID_P(0);
+	Look		look;
+
+	look_at(id, &look);
+	check_right(id, &look, "see");
+	return outcome(fcinfo, id, &look);
+}
+
+static void
+refuse_useless_wait(const pg_uuid_t *id, const Look *look)
+{
+	if (look->ours)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("saga %s cannot end before this transaction has committed", id_text(id)),
+				 errhint("Commit first, then call saga.wait().")));
+	if (IsolationUsesXactSnapshot())
+		ereport(ERROR,
+				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+				 errmsg("saga.wait() needs transaction isolation level READ COMMITTED"),
+				 errdetail("What the saga does meanwhile is invisible to this transaction's snapshot.")));
+}
+
+Datum
+saga_wait(PG_FUNCTION_ARGS)
+{
+	pg_uuid_t  *id = PG_GETARG_UUID_P(0);
+	Interval   *timeout = PG_GETARG_INTERVAL_P(1);
+	TimestampTz until;
+	Look		look;
+	SagaWaiter *volatile waiter = NULL;
+
+	saga_require_preload();
+	look_at(id, &look);
+	check_right(id, &look, "see");
+	refuse_useless_wait(id, &look);
+	until = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
+													TimestampTzGetDatum(GetCurrentTimestamp()),
+													IntervalPGetDatum(timeout)));
+	PG_TRY();
+	{
+		waiter = saga_waiter_register(id);
+		for (;;)
+		{
+			long		left;
+
+			ResetLatch(MyLatch);
+			CHECK_FOR_INTERRUPTS();
+			look_at(id, &look);	/* after the registration: nothing is missed */
+			if (!look.found)
+				check_right(id, &look, "see");
+			left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until);
+			if (look.ended || left <= 0)
+				break;
+			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+							 Min(left, WAIT_LOOK_MS), saga_wait_event("SagaWait"));
+		}
+	}
+	PG_FINALLY();
+	{
+		saga_waiter_forget(waiter);
+		SetLatch(MyLatch);		/* somebody else's wake-up may be among them */
+	}
+	PG_END_TRY();
+	return outcome(fcinfo, id, &look);
+}
+
+/* ---------------------------------------------------------------- verbs */
+
+static char *
+actor(void)
+{
+	char	   *role = GetUserNameFromId(GetSessionUserId(), false);
+
+	return saga_operator && saga_operator[0] ? psprintf("%s (%s)", role, saga_operator) : role;
+}
+
+/* Why the verb can have no effect, or NULL; a first look, the coordinator's counts. */
+static const char *
+why_ignored(const Look *look, const char *verb)
+{
+	bool		undo = strcmp(TextDatumGetCString(look->values[DIRECTION]), "undo") == 0;
+
+	if (look->ended)
+		return "the saga has ended";
+	if (strcmp(verb, "cancel") == 0 && undo)
+		return "the saga is being undone already";
+	return NULL;
+}
+
+/* verb(id, verb, step, result, force, reason, strict) */
+Datum
+saga_verb(PG_FUNCTION_ARGS)
+{
+	pg_uuid_t  *id;
+	char	   *verb = text_to_cstring(PG_GETARG_TEXT_PP(1));
+	char	   *step = PG_ARGISNULL(2) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(2));
+	bool		strict = !PG_ARGISNULL(6) && PG_GETARG_BOOL(6);
+	SagaDefinition *def;
+	Look		look;
+	const char *why;
+	Oid			types[8] = {UUIDOID, INT2OID, TEXTOID, TEXTOID, JSONBOID, BOOLOID, TEXTOID, TEXTOID};
+	Datum		values[8];
+	char		nulls[9] = "        ";
+	Datum		inbox_id;
+	bool		isnull;
+
+	saga_require_preload();
+	if (PG_ARGISNULL(0))
+		PG_RETURN_NULL();
+	id = PG_GETARG_UUID_P(0);
+	look_at(id, &look);
+	def = check_right(id, &look, "operate");
+	if (step && strcmp(step, "$end") != 0 &&
+		saga_definition_node(def, step) == SAGA_NO_NODE)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("saga \"%s\" has no step \"%s\"", def->name, step),
+				 errhint("saga.steps lists them.")));
+	why = why_ignored(&look, verb);
+	if (why && strict)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("cannot %s saga %s: %s", verb, id_text(id), why)));
+	if (why)
+		PG_RETURN_TEXT_P(cstring_to_text(psprintf("ignored: %s", why)));
+
+	values[0] = UUIDPGetDatum(id);
+	values[1] = Int16GetDatum(saga_bucket(id));
+	values[2] = CStringGetTextDatum(verb);
+	nulls[3] = step ? ' ' : 'n';
+	values[3] = step ? CStringGetTextDatum(step) : (Datum) 0;
+	nulls[4] = PG_ARGISNULL(3) ? 'n' : ' ';
+	values[4] = PG_GETARG_DATUM(3);
+	values[5] = BoolGetDatum(!PG_ARGISNULL(4) && PG_GETARG_BOOL(4));
+	values[6] = CStringGetTextDatum(actor());
+	nulls[7] = PG_ARGISNULL(5) ? 'n' : ' ';
+	values[7] = PG_GETARG_DATUM(5);
+	saga_spi_own("INSERT INTO saga.inbox (saga_id, bucket, verb, step, result, force, actor, note)"
+				 " VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING id",
+				 8, types, values, nulls, &inbox_id, &isnull);
+	saga_wake_at_commit(id, DatumGetInt64(inbox_id));
+	PG_RETURN_TEXT_P(cstring_to_text("queued"));
+}
