@@ -109,6 +109,14 @@ SELECT * FROM step_faults($$ saga.step('a', 'SELECT 1', after => '{c}'), saga.st
     saga.step('c', 'SELECT 1', after => '{b}'), saga.step('d', 'SELECT 1'), saga.step('e', 'SELECT 1', after => '{}') $$);
 SELECT * FROM step_faults($$ saga.step('a', 'SELECT 1', after => '{a}') $$);
 SELECT * FROM step_faults($$ saga.step('a', 'SELECT 1', after => '{x,NULL}'), saga.parallel(ARRAY[saga.step('b', 'SELECT 1')], after => '{y}') $$);
+-- who comes before whom, seen in what may be referred to
+SELECT * FROM step_faults($$ saga.parallel(saga.parallel(saga.step('a', 'SELECT 1'), saga.step('b', 'SELECT 1')), saga.step('c', 'SELECT :a.x::int')),
+    saga.step('d', 'SELECT :a.x::int, :b.x::int, :c.x::int') $$);
+SELECT * FROM step_faults($$ saga.parallel(saga.step('a', 'SELECT :b.x::int'), saga.step('b', 'SELECT :a.x::int', after => '{a}')), saga.step('c', 'SELECT :a.x::int') $$);
+SELECT * FROM step_faults($$ saga.step('a', 'SELECT :c.x::int', after => '{c}'), saga.step('b', 'SELECT :c.x::int'), saga.step('c', 'SELECT :b.x::int', after => '{}') $$);
+SELECT * FROM step_faults($$ saga.step('a', 'SELECT 1'), saga.step('b', 'SELECT 1'),
+    saga.parallel(ARRAY[saga.step('c', 'SELECT :a.x::int, :b.x::int'), saga.step('d', 'SELECT 1')], after => '{a}'),
+    saga.step('e', 'SELECT :a.x::int, :b.x::int, :c.x::int, :d.x::int') $$);
 -- pivot
 SELECT * FROM step_faults($$ saga.step('a', 'SELECT 1'), saga.step('b', 'SELECT 1', 'none'), saga.step('c', 'SELECT 1', 'SELECT 1'),
     saga.step('p', 'SELECT 1', pivot => true), saga.step('q', 'SELECT 1', retriable => false), saga.step('r', 'SELECT 1', retriable => true) $$);

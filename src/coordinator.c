@@ -369,6 +369,7 @@ turn(bool poll_tables)
 	saga_runs_timers(saga_now());
 	saga_runs_admit(buckets, ADMIT_AT_ONCE);
 	saga_sends_release(durable_lsn());
+	saga_dispatch_flush();		/* executors work while we write */
 
 	if (must_write(saga_now()))
 	{

@@ -81,13 +81,9 @@ typedef struct SagaCallOut
 } SagaCallOut;
 
 /* ---- runs.c ---- */
-extern SagaTurn saga_turn;		/* what is decided and not yet written */
-extern MemoryContext saga_turn_context;
-extern bool saga_turn_flush;	/* somebody waits for it to be durable */
-extern TimestampTz saga_turn_since; /* of its oldest record, 0 = empty */
-
 extern void saga_runs_init(void);
 extern Known *saga_known(const pg_uuid_t *id, bool create);
+extern void saga_set_due(Known *known, SagaTime due);
 extern void saga_arrive(const pg_uuid_t *id, int64 inbox_id);
 extern void saga_sleeps(const pg_uuid_t *id, TimestampTz due);
 extern bool saga_arrivals_pending(void);
@@ -97,14 +93,39 @@ extern int	saga_runs_loaded(void);
 extern void saga_runs_admit(uint64 buckets, int max);
 extern void saga_runs_timers(SagaTime now);
 extern SagaTime saga_runs_next_due(void);
+extern void saga_run_free(SagaRun *run, bool forget);
+extern const char *saga_step_name(const SagaRun *run, int node);
+extern int	saga_node_of_step(void *def, const char *step);
+
+/* The saga that is worked on, and what to do if that raised an error. */
+extern pg_uuid_t saga_current;
+extern bool saga_current_set;
+extern void saga_run_set_aside(const pg_uuid_t *id);
+
+/* ---- turn.c ---- */
+extern SagaTurn saga_turn;		/* what is decided and not yet written */
+extern MemoryContext saga_turn_context;
+extern bool saga_turn_flush;	/* somebody waits for it to be durable */
+extern TimestampTz saga_turn_since; /* of its oldest record, 0 = empty */
+
+/* Grow one of the turn's arrays; they live in the turn's context. */
+#define SAGA_APPEND(array, n, max) \
+	((n) < (max) ? &(array)[(n)++] : \
+	 ((max) = Max(64, (max) * 2), \
+	  (array) = (array) ? repalloc_huge((array), sizeof(*(array)) * (max)) : \
+	  MemoryContextAllocHuge(saga_turn_context, sizeof(*(array)) * (max)), \
+	  &(array)[(n)++]))
+
+extern void saga_turn_init(void);
 extern void saga_run_feed(SagaRun *run, SagaEvent *event, SagaPayload *payload);
 extern void saga_run_answer(SagaCallOut *call, SagaAnswerKind answer, bool free,
 							SagaPayload *payload);
 extern void saga_run_lost(SagaCallOut *call);
-
-/* In a transaction: have participants drop barrier rows past keeping. */
-extern void saga_purge_barriers(void);
-extern void saga_recovered_outcomes(SagaOutcome *outcomes, int n);
+extern void saga_run_resume(SagaRun *run);
+extern void saga_remember_record(SagaRun *run, const SagaRecord *r,
+								 const SagaPayload *p);
+extern Jsonb *saga_keep_result(SagaRun *run, Jsonb *result);
+extern void saga_turn_drop(const pg_uuid_t *id, const SagaRun *run);
 
 /* In the turn's transaction, before saga_log_write(). */
 extern void saga_turn_prepare(void);
@@ -112,14 +133,25 @@ extern void saga_turn_prepare(void);
 /* After the turn's transaction: forget what is written, start what waited. */
 extern void saga_turn_written(XLogRecPtr lsn);
 
+/* ---- calls.c ---- */
+extern void saga_calls_init(void);
+extern bool saga_command_is_local(const SagaRun *run, const SagaCommand *command);
+extern void saga_start_call(SagaRun *run, const SagaCommand *command);
+extern void saga_send_later(SagaRun *run, const SagaCommand *command);
+extern void saga_sends_drop(const pg_uuid_t *id);
+extern void saga_sends_hold(XLogRecPtr lsn);
+
 /* Calls whose records are durable up to here may go out. */
 extern void saga_sends_release(XLogRecPtr durable);
 extern bool saga_sends_held(void);
 
-/* An error while this saga was worked on: set it aside. */
-extern pg_uuid_t saga_current;
-extern bool saga_current_set;
-extern void saga_run_set_aside(const pg_uuid_t *id);
+/* In a transaction: have participants drop barrier rows past keeping. */
+extern void saga_purge_barriers(void);
+extern void saga_recovered_outcomes(SagaOutcome *outcomes, int n);
+
+/* The names and values of a call. */
+extern void saga_run_values(SagaRun *run, int node, SagaOp op, int attempt,
+							SagaValues *values);
 
 /* ---- dispatch.c ---- */
 extern void saga_dispatch_init(SagaWorkerSlot *coordinator);
@@ -132,10 +164,7 @@ extern void saga_dispatch_local(SagaCallOut *call, char **values);
 extern bool saga_dispatch_executors_gone(void);	/* none serves another */
 extern void saga_dispatch_attach(void);
 extern void saga_dispatch_pump(void);	/* in a transaction: replies, losses */
+extern void saga_dispatch_flush(void);	/* send what has gathered */
 extern void saga_dispatch_upkeep(void);
-
-/* The call's names and values. */
-extern void saga_run_values(SagaRun *run, int node, SagaOp op, int attempt,
-							SagaValues *values);
 
 #endif							/* SAGA_COORDINATOR_H */

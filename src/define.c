@@ -245,7 +245,8 @@ content_hash(Jsonb *body, const char *search_path)
 static void
 insert_version(const SagaDefinitionRow *row)
 {
-	Oid			types[6] = {TEXTOID, INT4OID, REGROLEOID, TEXTOID, JSONBOID, TEXTOID};
+	Oid			types[6] = {TEXTOID, INT4OID, REGROLEOID,
+	TEXTOID, JSONBOID, TEXTOID};
 	Datum		values[6];
 
 	values[0] = CStringGetTextDatum(row->name);

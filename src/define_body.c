@@ -396,7 +396,7 @@ static void
 look_up_type(void *arg)
 {
 	TypeLookup *l = arg;
-	AclResult	acl;
+	bool		usable;
 
 	if (l->typename != NULL)
 		typenameTypeIdAndMod(NULL, l->typename, &l->type, &l->typmod);
@@ -407,9 +407,13 @@ look_up_type(void *arg)
 		l->problem = psprintf("%s is a pseudo-type", format_type_be(l->type));
 		return;
 	}
-	acl = pg_type_aclcheck(l->type, GetUserId(), ACL_USAGE);
-	if (acl != ACLCHECK_OK)
-		aclcheck_error_type(acl, l->type);
+	/* by way of SQL's function, whose C signature is the same in all versions */
+	usable = DatumGetBool(DirectFunctionCall3(has_type_privilege_id_id,
+											  ObjectIdGetDatum(GetUserId()),
+											  ObjectIdGetDatum(l->type),
+											  PointerGetDatum(cstring_to_text("USAGE"))));
+	if (!usable)
+		aclcheck_error_type(ACLCHECK_NO_PRIV, l->type);
 	l->name = saga_type_name(l->type, l->typmod);
 	l->has_domain = saga_type_resolve(l->type, l->typmod,
 									  CurrentMemoryContext)->has_domain;
@@ -779,8 +783,11 @@ add_interval(Builder *b, const char *key, const Interval *value, bool zero)
 		saga_fault(b->faults, NULL, NULL, "%s must be %s and at most 100 years",
 				   key, zero ? "not negative" : "positive");
 	else
-		put_number(b, key,
-				   int64_div_fast_to_numeric((int64) rint(seconds * USECS_PER_SEC), 6));
+	{
+		int64		usecs = (int64) rint(seconds * USECS_PER_SEC);
+
+		put_number(b, key, int64_div_fast_to_numeric(usecs, 6));
+	}
 }
 
 static void

@@ -379,7 +379,8 @@ fetch_grants(SagaNameEntry *entry)
 		}
 		grant = &entry->grants[entry->ngrants++];
 		grant->grantee = DatumGetObjectId(values[PRIV_GRANTEE - 1]);
-		grant->privileges = saga_privilege_mask(DatumGetArrayTypeP(values[PRIV_PRIVILEGES - 1]));
+		grant->privileges =
+			saga_privilege_mask(DatumGetArrayTypeP(values[PRIV_PRIVILEGES - 1]));
 	}
 	systable_endscan(scan);
 	UnregisterSnapshot(snapshot);

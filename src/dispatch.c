@@ -7,11 +7,12 @@
  * executor, saga.local_outcome.
  *
  * An action that shares its transaction is undone after a few milliseconds
- * and comes back 'slow'; it then runs alone.  All executors but one may be
+ * and comes back wanting to be alone.  All executors but one may be
  * busy with such actions, so that short ones never wait for long ones.
  */
 #include "postgres.h"
 
+#include "lib/stringinfo.h"
 #include "miscadmin.h"
 #include "storage/proc.h"
 #include "utils/hsearch.h"
@@ -33,14 +34,18 @@ typedef struct Executor
 	shm_mq_handle *replies;
 	int			out;			/* calls it has */
 	bool		solo;			/* busy with a long one */
-	SagaCallOut *blocked;		/* its message is half in the queue */
+	StringInfoData next;		/* requests for the next message */
+	StringInfoData sending;		/* the message that is half in the queue */
 } Executor;
 
 static Executor executors[MAX_EXECUTORS];
 static SagaWorkerSlot *me;
 static HTAB *calls;
 static uint64 next_tag = 1;
-static dlist_head waiting = DLIST_STATIC_INIT(waiting);
+
+/* Calls that wait for an executor: short ones, and those that run alone. */
+static dlist_head waiting_shared = DLIST_STATIC_INIT(waiting_shared);
+static dlist_head waiting_solo = DLIST_STATIC_INIT(waiting_solo);
 
 void
 saga_dispatch_init(SagaWorkerSlot *coordinator)
@@ -49,7 +54,11 @@ saga_dispatch_init(SagaWorkerSlot *coordinator)
 
 	me = coordinator;
 	for (int i = 0; i < MAX_EXECUTORS; i++)
+	{
 		executors[i].slot = -1;
+		initStringInfo(&executors[i].next);
+		initStringInfo(&executors[i].sending);
+	}
 	memset(&ctl, 0, sizeof(ctl));
 	ctl.keysize = sizeof(uint64);
 	ctl.entrysize = sizeof(SagaCallOut);
@@ -180,7 +189,8 @@ attach_one(int slot_index, Executor *executor)
 	executor->generation = slot->generation;
 	executor->out = 0;
 	executor->solo = false;
-	executor->blocked = NULL;
+	resetStringInfo(&executor->next);
+	resetStringInfo(&executor->sending);
 	MemoryContextSwitchTo(old);
 }
 
@@ -226,22 +236,32 @@ is_gone(Executor *executor)
 		slot->generation != executor->generation;
 }
 
-/* Push one message; false if the queue is full. */
-static bool
-push_message(Executor *executor, SagaCallOut *call)
+/* Send what has gathered for an executor, as one message. */
+static void
+push_message(Executor *executor)
 {
-	shm_mq_result result = shm_mq_send(executor->requests, call->message_length,
-									   call->message, true, true);
+	StringInfoData empty;
 
-	if (result == SHM_MQ_WOULD_BLOCK)
+	if (executor->sending.len == 0)
 	{
-		executor->blocked = call;
-		return false;
+		if (executor->next.len == 0)
+			return;
+		empty = executor->sending;
+		executor->sending = executor->next;
+		executor->next = empty;
 	}
-	executor->blocked = NULL;
-	pfree(call->message);
-	call->message = NULL;
-	return true;				/* if it is detached, the loss is seen later */
+	/* if the queue is gone, the loss of the executor is seen later */
+	if (shm_mq_send(executor->requests, executor->sending.len,
+					executor->sending.data, true, true) != SHM_MQ_WOULD_BLOCK)
+		resetStringInfo(&executor->sending);
+}
+
+void
+saga_dispatch_flush(void)
+{
+	for (int i = 0; i < MAX_EXECUTORS; i++)
+		if (executors[i].slot >= 0)
+			push_message(&executors[i]);
 }
 
 static Executor *
@@ -263,7 +283,7 @@ choose_executor(bool solo)
 			busy++;
 			continue;
 		}
-		if (e->blocked || e->out >= (solo ? 1 : MAX_SHARED_OUT))
+		if (e->out >= (solo ? 1 : MAX_SHARED_OUT))
 			continue;
 		if (best == NULL || e->out < best->out)
 			best = e;
@@ -274,42 +294,39 @@ choose_executor(bool solo)
 }
 
 static void
-hand_out_waiting(void)
+hand_out(dlist_head *waiting, bool solo)
 {
-	dlist_mutable_iter iter;
-	bool		full_shared = false;
-	bool		full_solo = false;
-
-	dlist_foreach_modify(iter, &waiting)
+	while (!dlist_is_empty(waiting))
 	{
-		SagaCallOut *call = dlist_container(SagaCallOut, node_link, iter.cur);
-		Executor   *executor;
+		SagaCallOut *call = dlist_head_element(SagaCallOut, node_link, waiting);
+		Executor   *executor = NULL;
 
-		if (full_shared && full_solo)
-			break;
-		if (call->run == NULL && call->hook != SAGA_HOOK_UPKEEP)
+		if (call->run != NULL || call->hook == SAGA_HOOK_UPKEEP)
 		{
-			dlist_delete(&call->node_link);
-			saga_call_done(call);
-			continue;
-		}
-		if (call->solo ? full_solo : full_shared)
-			continue;
-		executor = choose_executor(call->solo);
-		if (executor == NULL)
-		{
-			if (call->solo)
-				full_solo = true;
-			else
-				full_shared = true;
-			continue;
+			executor = choose_executor(solo);
+			if (executor == NULL)
+				return;
 		}
 		dlist_delete(&call->node_link);
+		if (executor == NULL)
+		{
+			saga_call_done(call);	/* nobody wants it any more */
+			continue;
+		}
 		call->executor = (int) (executor - executors);
 		executor->out++;
-		executor->solo = call->solo;
-		(void) push_message(executor, call);
+		executor->solo = solo;
+		appendBinaryStringInfo(&executor->next, call->message, call->message_length);
+		pfree(call->message);
+		call->message = NULL;
 	}
+}
+
+static void
+hand_out_waiting(void)
+{
+	hand_out(&waiting_solo, true);
+	hand_out(&waiting_shared, false);
 }
 
 /* Queue a local call; its values are bound and copied into the message. */
@@ -333,7 +350,9 @@ saga_dispatch_local(SagaCallOut *call, char **values)
 	call->solo = request.solo = call->solo || call->call->slow;
 	for (int i = 0; i < n; i++)
 		size += sizeof(int32) + (values[i] ? strlen(values[i]) + 1 : 0);
-	call->message = p = MemoryContextAlloc(TopMemoryContext, size);
+	size = MAXALIGN(size);
+	request.size = size;
+	call->message = p = MemoryContextAllocZero(TopMemoryContext, size);
 	call->message_length = size;
 	memcpy(p, &request, sizeof(request));
 	p += sizeof(request);
@@ -349,8 +368,8 @@ saga_dispatch_local(SagaCallOut *call, char **values)
 			p += length + 1;
 		}
 	}
-	dlist_push_tail(&waiting, &call->node_link);
-	hand_out_waiting();
+	dlist_push_tail(call->solo ? &waiting_solo : &waiting_shared, &call->node_link);
+	hand_out(call->solo ? &waiting_solo : &waiting_shared, call->solo);
 }
 
 /* Have an executor do the upkeep, as it would run a long action. */
@@ -369,11 +388,12 @@ saga_dispatch_upkeep(void)
 	call->local = true;
 	call->executor = -1;
 	request.tag = tag;
-	call->message = MemoryContextAlloc(TopMemoryContext, sizeof(request));
-	call->message_length = sizeof(request);
+	request.size = MAXALIGN(sizeof(request));
+	call->message = MemoryContextAllocZero(TopMemoryContext, request.size);
+	call->message_length = request.size;
 	memcpy(call->message, &request, sizeof(request));
-	dlist_push_tail(&waiting, &call->node_link);
-	hand_out_waiting();
+	dlist_push_tail(&waiting_solo, &call->node_link);
+	hand_out(&waiting_solo, true);
 }
 
 /* It took longer than a shared transaction allows: once more, alone. */
@@ -390,7 +410,6 @@ run_alone(SagaCallOut *call)
 	SagaValues	values;
 	char	  **bound;
 
-	what->slow = true;
 	saga_call_done(call);
 	if (run == NULL)
 		return;
@@ -420,7 +439,10 @@ take_reply(const char *data)
 		saga_call_done(call);
 		return;
 	}
-	if (reply.slow)
+	/* a lock wait alone does not make a step a long one */
+	if (reply.alone || call->solo)
+		call->call->slow = reply.slow;
+	if (reply.alone)
 	{
 		run_alone(call);
 		return;
@@ -440,6 +462,19 @@ take_reply(const char *data)
 	saga_run_answer(call, reply.answer, false, payload);
 }
 
+static void
+take_replies(const char *data, Size nbytes)
+{
+	for (Size at = 0; at < nbytes;)
+	{
+		uint32		size;
+
+		memcpy(&size, data + at, sizeof(size));
+		take_reply(data + at);
+		at += size;
+	}
+}
+
 /*
  * An executor is gone, and with it its transaction.  What it had committed
  * stands in saga.local_outcome; the rest did not happen.
@@ -455,7 +490,6 @@ lose_executor(Executor *executor)
 
 	dsm_detach(executor->segment);
 	executor->slot = -1;
-	executor->blocked = NULL;
 	executor->solo = false;
 	hash_seq_init(&status, calls);
 	while ((call = hash_seq_search(&status)) != NULL)
@@ -513,15 +547,13 @@ saga_dispatch_pump(void)
 
 		if (e->slot < 0)
 			continue;
-		if (e->blocked)
-			(void) push_message(e, e->blocked);
 		for (;;)
 		{
 			shm_mq_result result = shm_mq_receive(e->replies, &nbytes, &data, true);
 
 			if (result == SHM_MQ_SUCCESS)
 			{
-				take_reply(data);
+				take_replies(data, nbytes);
 				continue;
 			}
 			/* a detached queue is empty: what it held has been read */

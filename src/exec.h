@@ -34,9 +34,14 @@ typedef enum SagaHook
 	SAGA_HOOK_UPKEEP,			/* no action: run saga.upkeep() */
 } SagaHook;
 
-/* Run one action.  The values follow: int32 length or -1, bytes, '\0' each. */
+/*
+ * Run one action.  The values follow: int32 length or -1, bytes, '\0' each.
+ * Several requests, and several replies, travel as one message, one after the
+ * other; 'size' leads to the next.
+ */
 typedef struct SagaExecRequest
 {
+	uint32		size;			/* of this request with its values, aligned */
 	uint64		tag;
 	pg_uuid_t	saga_id;
 	int64		definition_id;
@@ -51,9 +56,11 @@ typedef struct SagaExecRequest
 /* What became of it.  Texts and result follow, each with its '\0'. */
 typedef struct SagaExecReply
 {
+	uint32		size;			/* of this reply with what follows, aligned */
 	uint64		tag;
 	uint8		answer;			/* SagaAnswerKind */
-	bool		slow;			/* not run: wants to be alone */
+	bool		alone;			/* not run: wants to be alone */
+	bool		slow;			/* ran longer than a shared action may */
 	char		sqlstate[6];
 	int32		message_length; /* with '\0'; 0 = none */
 	int32		result_length;	/* a Jsonb datum; 0 = null */

@@ -22,6 +22,7 @@
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "executor/spi.h"
+#include "lib/stringinfo.h"
 #include "miscadmin.h"
 #include "nodes/params.h"
 #include "parser/parse_param.h"
@@ -118,12 +119,11 @@ open_queues(void)
 }
 
 static Work *
-parse_request(const char *data, Size nbytes)
+parse_request(const char *data)
 {
 	Work	   *item = palloc0(sizeof(Work));
 	const char *p = data + sizeof(SagaExecRequest);
 
-	Assert(nbytes >= sizeof(SagaExecRequest));
 	memcpy(&item->request, data, sizeof(SagaExecRequest));
 	item->values = palloc0(sizeof(char *) * Max(item->request.nvalues, 1));
 	for (int i = 0; i < item->request.nvalues; i++)
@@ -141,29 +141,35 @@ parse_request(const char *data, Size nbytes)
 }
 
 static void
-send_reply(Work *item)
+add_reply(StringInfo message, Work *item)
 {
 	SagaExecReply *reply = &item->reply;
-	shm_mq_iovec iov[3];
-	int			n = 1;
+	int			start = message->len;
 
 	reply->tag = item->request.tag;
 	reply->message_length = item->message ? (int32) strlen(item->message) + 1 : 0;
 	reply->result_length = item->result ? (int32) VARSIZE(item->result) : 0;
-	iov[0].data = (char *) reply;
-	iov[0].len = sizeof(*reply);
+	reply->size = MAXALIGN(sizeof(*reply) + reply->message_length + reply->result_length);
+	appendBinaryStringInfo(message, (char *) reply, sizeof(*reply));
 	if (item->message)
-	{
-		iov[n].data = item->message;
-		iov[n++].len = reply->message_length;
-	}
+		appendBinaryStringInfo(message, item->message, reply->message_length);
 	if (item->result)
-	{
-		iov[n].data = (char *) item->result;
-		iov[n++].len = reply->result_length;
-	}
-	/* waits while the queue is full; the coordinator always drains it */
-	if (shm_mq_sendv(replies, iov, n, false, true) == SHM_MQ_DETACHED)
+		appendBinaryStringInfo(message, (char *) item->result, reply->result_length);
+	while (message->len < start + (int) reply->size)
+		appendStringInfoCharMacro(message, '\0');
+}
+
+/* One message for all; waits while the queue is full, which the coordinator
+ * always drains. */
+static void
+send_replies(Work **items, int n)
+{
+	StringInfoData message;
+
+	initStringInfo(&message);
+	for (int i = 0; i < n; i++)
+		add_reply(&message, items[i]);
+	if (shm_mq_send(replies, message.len, message.data, false, true) == SHM_MQ_DETACHED)
 		proc_exit(0);
 }
 
@@ -410,7 +416,7 @@ answer_error(Work *item, const SagaCall *call)
 		pstrdup(error->message ? error->message : "unknown error");
 	item->result = NULL;
 	item->reply.answer = saga_classify_sqlstate(item->reply.sqlstate, call);
-	item->reply.slow = !item->request.solo &&
+	item->reply.alone = !item->request.solo &&
 		(error->sqlerrcode == ERRCODE_QUERY_CANCELED ||
 		 error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE ||
 		 error->sqlerrcode == ERRCODE_T_R_DEADLOCK_DETECTED);
@@ -422,6 +428,7 @@ run_item(Work *item)
 {
 	SagaDefinition *volatile def = NULL;
 	SagaCall   *volatile call = NULL;
+	TimestampTz started = GetCurrentTimestamp();
 
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(batch_context);
@@ -466,6 +473,7 @@ run_item(Work *item)
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(batch_context);
+	item->reply.slow = GetCurrentTimestamp() > started + SAGA_SHARED_RUN_MS * 1000 / 2;
 }
 
 /* Deferred triggers must not fire at commit, as the worker's superuser. */
@@ -478,27 +486,36 @@ constraints_immediate(void)
 }
 
 /*
- * Items from..to in one transaction.  False if the commit itself failed (then
- * nothing of them happened) or the extension is gone.
+ * As many of the items as fit into one transaction (an action that runs alone
+ * fits by itself).  Returns how many; they are committed, or *failed is set
+ * and nothing of them happened.
  */
-static bool
-run_batch(Work **items, int n)
+static int
+run_batch(Work **items, int n, bool *failed)
 {
-	volatile bool ok = true;
+	volatile int done = 0;
 	volatile bool flush = false;
+	TimestampTz until = GetCurrentTimestamp() + SAGA_BATCH_MS * 1000;
 
-	for (int i = 0; i < n; i++)
-		if (ends_saga(items[i]))
-			flush = true;
+	*failed = false;
 	PG_TRY();
 	{
 		if (!saga_worker_begin("running local actions"))
 			proc_exit(0);
 		constraints_immediate();
-		for (int i = 0; i < n; i++)
+		while (done < n)
 		{
+			Work	   *item = items[done];
+
 			CHECK_FOR_INTERRUPTS();
-			run_item(items[i]);
+			if (done > 0 && (item->request.solo || items[0]->request.solo))
+				break;
+			if (ends_saga(item))
+				flush = true;
+			run_item(item);
+			done++;
+			if (done == SAGA_BATCH_ACTIONS || GetCurrentTimestamp() > until)
+				break;
 		}
 		saga_worker_commit(flush);
 	}
@@ -508,55 +525,11 @@ run_batch(Work **items, int n)
 		disarm_limits();
 		answer_error(items[0], NULL);
 		saga_worker_abort();
-		ok = false;
+		*failed = true;
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(batch_context);
-	return ok;
-}
-
-static void
-serve(Work **items, int n)
-{
-	if (!run_batch(items, n) && n > 1)
-	{
-		/* the culprit is found by running each alone */
-		for (int i = 0; i < n; i++)
-		{
-			memset(&items[i]->reply, 0, sizeof(SagaExecReply));
-			items[i]->result = NULL;
-			items[i]->message = NULL;
-			(void) run_batch(&items[i], 1);
-		}
-	}
-	for (int i = 0; i < n; i++)
-	{
-		if (items[i]->reply.answer != SAGA_ANSWER_DONE)
-			pg_atomic_fetch_add_u64(&me->errors, 1);
-		send_reply(items[i]);
-	}
-	pg_atomic_fetch_add_u64(&me->turns, 1);
-	pg_atomic_fetch_add_u64(&me->items, n);
-}
-
-/* One request, or NULL when none is there (yet). */
-static Work *
-next_request(void)
-{
-	Size		nbytes;
-	void	   *data;
-
-	switch (shm_mq_receive(requests, &nbytes, &data, true))
-	{
-		case SHM_MQ_SUCCESS:
-			return parse_request(data, nbytes);
-		case SHM_MQ_DETACHED:
-			/* the coordinator is gone; its successor starts with new ones */
-			proc_exit(0);
-		case SHM_MQ_WOULD_BLOCK:
-			break;
-	}
-	return NULL;
+	return Max(done, 1);
 }
 
 /* Old sagas and partitions go, new partitions come; its own transaction. */
@@ -582,36 +555,69 @@ run_upkeep(Work *item)
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(batch_context);
-	send_reply(item);
 }
 
 static void
-collect_and_serve(Work *first)
+serve(Work **items, int n)
 {
-	Work	   *items[SAGA_BATCH_ACTIONS];
-	int			n = 0;
-
-	if (first->request.hook == SAGA_HOOK_UPKEEP)
+	while (n > 0)
 	{
-		run_upkeep(first);
-		return;
-	}
-	items[n++] = first;
-	while (!first->request.solo && n < SAGA_BATCH_ACTIONS)
-	{
-		Work	   *next = next_request();
+		bool		failed = false;
+		int			done = 1;
 
-		if (next == NULL)
-			break;
-		if (next->request.solo)
+		if (items[0]->request.hook == SAGA_HOOK_UPKEEP)
+			run_upkeep(items[0]);
+		else
+			done = run_batch(items, n, &failed);
+		if (failed && done > 1)
 		{
-			serve(items, n);
-			collect_and_serve(next);
-			return;
+			/* the culprit is found by running the first of them alone */
+			memset(&items[0]->reply, 0, sizeof(SagaExecReply));
+			items[0]->message = NULL;
+			done = run_batch(items, 1, &failed);
 		}
-		items[n++] = next;
+		for (int i = 0; i < done; i++)
+			if (items[i]->reply.answer != SAGA_ANSWER_DONE)
+				pg_atomic_fetch_add_u64(&me->errors, 1);
+		send_replies(items, done);
+		pg_atomic_fetch_add_u64(&me->turns, 1);
+		pg_atomic_fetch_add_u64(&me->items, done);
+		items += done;
+		n -= done;
 	}
-	serve(items, n);
+}
+
+/* Take what the queue holds, up to max requests; 0 if there is nothing yet. */
+static int
+take_requests(Work ***items, int max)
+{
+	List	   *list = NIL;
+	Size		nbytes;
+	void	   *data;
+
+	while (list_length(list) < max)
+	{
+		shm_mq_result result = shm_mq_receive(requests, &nbytes, &data, true);
+
+		if (result == SHM_MQ_DETACHED)
+			proc_exit(0);		/* our coordinator is gone, and we go with it */
+		if (result == SHM_MQ_WOULD_BLOCK)
+			break;
+		for (Size at = 0; at < nbytes;)
+		{
+			uint32		size;
+
+			memcpy(&size, (char *) data + at, sizeof(size));
+			list = lappend(list, parse_request((char *) data + at));
+			at += size;
+		}
+	}
+	if (list == NIL)
+		return 0;
+	*items = (Work **) palloc(sizeof(Work *) * list_length(list));
+	for (int i = 0; i < list_length(list); i++)
+		(*items)[i] = list_nth(list, i);
+	return list_length(list);
 }
 
 void
@@ -630,19 +636,20 @@ saga_executor_main(Datum main_arg)
 
 	for (;;)
 	{
-		Work	   *item;
+		Work	  **items;
+		int			n;
 
 		saga_worker_interrupts();
 		MemoryContextSwitchTo(batch_context);
-		item = next_request();
-		if (item == NULL)
+		n = take_requests(&items, SAGA_BATCH_ACTIONS);
+		if (n == 0)
 		{
 			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH, -1L,
 							 saga_wait_event("SagaExecutorMain"));
 			ResetLatch(MyLatch);
 			continue;
 		}
-		collect_and_serve(item);
+		serve(items, n);
 		MemoryContextSwitchTo(batch_context);
 		MemoryContextReset(batch_context);
 	}

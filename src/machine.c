@@ -1150,7 +1150,10 @@ on_verb(Machine *m, const SagaEvent *event)
 	/* neither could go on while paused */
 	if (state->paused && (event->verb == SAGA_VERB_CANCEL ||
 						  event->verb == SAGA_VERB_TERMINATE))
+	{
 		emit_simple(m, SAGA_RECORD_RESUMED, SAGA_NO_NODE, SAGA_OP_ACTION);
+		state->due_stale = true;	/* of a claim held back */
+	}
 	switch (event->verb)
 	{
 		case SAGA_VERB_CANCEL:
@@ -1307,4 +1310,15 @@ saga_machine_next_due(const SagaState *state)
 		all_settled(state))
 		due = Min(due, state->hook.due);
 	return due;
+}
+
+bool
+saga_machine_may_evict(const SagaState *state)
+{
+	if (!state->resumed || state->in_flight > 0)
+		return false;
+	for (int32 i = 0; i < state->graph->nnodes; i++)
+		if (state->steps[i].lost)
+			return false;
+	return true;
 }

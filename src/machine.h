@@ -206,8 +206,9 @@ typedef struct SagaState
 
 	/*
 	 * Set by the caller before saga_machine_resume(), if it folds a saga that
-	 * this very process evicted with no call out: then no unseen call of an
-	 * earlier life can be under way, and nothing becomes doubtful.
+	 * this very process evicted when saga_machine_may_evict() allowed it: then
+	 * no unseen call of an earlier life can be under way, and nothing becomes
+	 * doubtful.
 	 */
 	bool		clean;
 	bool		due_stale;		/* due_min must be found again */
@@ -371,6 +372,12 @@ extern void saga_machine_resume(SagaState *state, SagaTime now,
 
 /* When saga_machine_decide(TIMER) next has something to do, or NEVER. */
 extern SagaTime saga_machine_next_due(const SagaState *state);
+
+/*
+ * May the state be dropped, to be folded again later with 'clean' set?  No
+ * call is out, and none is known to be lost.  (Its records must be flushed.)
+ */
+extern bool saga_machine_may_evict(const SagaState *state);
 
 /* May a cancel / terminate / ... still have an effect?  NULL = yes, or why. */
 extern const char *saga_machine_verb_refusal(const SagaState *state,

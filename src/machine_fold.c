@@ -321,8 +321,20 @@ apply_done(SagaState *state, const SagaRecord *record)
 	}
 	else if (record->op == SAGA_OP_UNDO)
 	{
+		/*
+		 * The outcome of a local undo can outlive, in a crash, the record of
+		 * the remote action that it undid.
+		 */
 		if (!undo_open(state, step))
-			return false;
+		{
+			if (state->direction != SAGA_UNDO || !node->has_compensation ||
+				!node->compensation_local || node->action_local ||
+				(step->status != SAGA_STEP_CALLING &&
+				 step->status != SAGA_STEP_BACKOFF))
+				return false;
+			step->happened = true;
+			step->maybe = false;
+		}
 		undo = true;
 		step->attempts = record->attempt;
 	}

@@ -76,9 +76,13 @@ static void
 heap_push(SagaState *state, int32 node)
 {
 	int32	   *heap = state->undo_heap;
-	int32		at = state->nundo_heap++;
+	int32		at = state->nundo_heap;
 
+	/* a node is pushed once, when it becomes both needed and unblocked */
 	Assert(at < state->graph->nnodes);
+	if (at >= state->graph->nnodes)
+		return;
+	state->nundo_heap++;
 	while (at > 0)
 	{
 		int32		up = (at - 1) / 2;
@@ -187,7 +191,7 @@ saga_undo_begin(Machine *m)
 		saga_undo_settle(m, i);
 }
 
-/* A record has changed the node. */
+/* A record has changed the node.  A terminating saga undoes no more. */
 void
 saga_undo_touch(Machine *m, int32 node)
 {
@@ -195,6 +199,8 @@ saga_undo_touch(Machine *m, int32 node)
 	SagaStep   *step = &state->steps[node];
 	uint8		now = classify(state, step);
 
+	if (state->terminating)
+		return;
 	if (step->undo_class == UNDO_CLEAR && now != UNDO_NONE)
 	{
 		/* only by a local action whose outcome was read late */

@@ -122,7 +122,8 @@ Datum
 saga_render(PG_FUNCTION_ARGS)
 {
 	char	   *name;
-	char	   *step = PG_ARGISNULL(1) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(1));
+	char	   *step;
+	char	   *operation;
 	SagaDefinition *def;
 	const SagaCall *call;
 	SagaValues	values;
@@ -131,15 +132,17 @@ saga_render(PG_FUNCTION_ARGS)
 	if (PG_ARGISNULL(0) || PG_ARGISNULL(4))
 		PG_RETURN_NULL();
 	name = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	step = PG_ARGISNULL(1) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(1));
+	operation = text_to_cstring(PG_GETARG_TEXT_PP(4));
 	saga_require_privilege(name, "see");
 	def = saga_definition_by_name(name, PG_ARGISNULL(5) ? 0 : PG_GETARG_INT32(5));
 	if (def == NULL)
 		saga_no_such_definition(name);
 
 	memset(&values, 0, sizeof(values));
-	call = find_call(def, step, text_to_cstring(PG_GETARG_TEXT_PP(4)), &values.node);
+	call = find_call(def, step, operation, &values.node);
 	values.saga_name = def->name;
-	values.step_name = values.node >= 0 ? step : text_to_cstring(PG_GETARG_TEXT_PP(4));
+	values.step_name = values.node >= 0 ? step : operation;
 	values.attempt = 1;
 	values.op = values.node < 0 ? SAGA_OP_HOOK :
 		call == def->compensation[values.node] ? SAGA_OP_UNDO : SAGA_OP_ACTION;
@@ -149,7 +152,8 @@ saga_render(PG_FUNCTION_ARGS)
 		: values.started_at + def->deadline;
 	if (!PG_ARGISNULL(2))
 		values.input = saga_definition_check_input(def, PG_GETARG_JSONB_P(2));
-	values.results = split_results(def, PG_ARGISNULL(3) ? NULL : PG_GETARG_JSONB_P(3));
+	values.results = split_results(def,
+								   PG_ARGISNULL(3) ? NULL : PG_GETARG_JSONB_P(3));
 
 	texts = palloc0(Max(1, call->tmpl->nparams) * sizeof(char *));
 	saga_template_bind(call->tmpl, &values, texts);

@@ -254,7 +254,11 @@ saga_alter_owner(PG_FUNCTION_ARGS)
 	Datum		values[2];
 
 	(void) entry_to_change(definition);
-	check_is_member_of_role(GetUserId(), owner);
+	if (!is_member_of_role(GetUserId(), owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("must be member of role \"%s\"",
+						GetUserNameFromId(owner, true))));
 	if (!saga_owner_may_run_local(owner) &&
 		saga_definition_has_local(saga_definition_by_name(definition, 0)))
 		ereport(ERROR,

@@ -141,7 +141,7 @@ definition_to_start(const char *name, int version)
 
 	saga_require_preload();
 	PreventCommandIfReadOnly("saga.start()");
-	def = saga_definition_by_name(name, version);
+	def = saga_definition_for_start(name, version);
 	if (def == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),

@@ -30,8 +30,10 @@
 #define MAX_PARAMS	32767
 
 #define IS_HIGH(c)			(((unsigned char) (c)) >= 0x80)
-#define IS_NAME_START(c)	(isalpha((unsigned char) (c)) || (c) == '_' || IS_HIGH(c))
-#define IS_NAME_CHAR(c)		(isalnum((unsigned char) (c)) || (c) == '_' || IS_HIGH(c))
+#define IS_NAME_START(c) \
+	(isalpha((unsigned char) (c)) || (c) == '_' || IS_HIGH(c))
+#define IS_NAME_CHAR(c) \
+	(isalnum((unsigned char) (c)) || (c) == '_' || IS_HIGH(c))
 
 typedef struct Scanner
 {
@@ -345,8 +347,15 @@ saga_template_parse(const char *text, SagaNameScope *scope, char **problem)
 
 /* ---- the binder ---- */
 
+static char *
+numeric_text(Numeric number)
+{
+	return DatumGetCString(DirectFunctionCall1(numeric_out,
+											   NumericGetDatum(number)));
+}
+
 static void
-append_json_scalar(StringInfo out, const JsonbValue *v)
+append_json(StringInfo out, const JsonbValue *v)
 {
 	switch (v->type)
 	{
@@ -357,8 +366,7 @@ append_json_scalar(StringInfo out, const JsonbValue *v)
 			escape_json(out, pnstrdup(v->val.string.val, v->val.string.len));
 			break;
 		case jbvNumeric:
-			appendStringInfoString(out, DatumGetCString(DirectFunctionCall1(numeric_out,
-																			 NumericGetDatum(v->val.numeric))));
+			appendStringInfoString(out, numeric_text(v->val.numeric));
 			break;
 		case jbvBool:
 			appendStringInfoString(out, v->val.boolean ? "true" : "false");
@@ -379,7 +387,7 @@ plain_text(const JsonbValue *v)
 	if (v->type == jbvString)
 		return pnstrdup(v->val.string.val, v->val.string.len);
 	initStringInfo(&out);
-	append_json_scalar(&out, v);
+	append_json(&out, v);
 	return out.data;
 }
 
@@ -461,7 +469,7 @@ saga_value_text(const SagaType *type, const JsonbValue *v)
 
 	initStringInfo(&out);
 	if (type->kind == SAGA_TYPE_JSON)
-		append_json_scalar(&out, v);
+		append_json(&out, v);
 	else if (type->kind == SAGA_TYPE_ARRAY && is_container(v, true))
 		append_array(&out, type, v);
 	else if (type->kind == SAGA_TYPE_COMPOSITE && is_container(v, false))

@@ -237,7 +237,7 @@ check_numeric(SagaType *type, const JsonbValue *v, JsonbValue *out)
 			return false;
 		fitted = DatumGetNumeric(DirectFunctionCall2(numeric,
 													 NumericGetDatum(given),
-													 Int32GetDatum(type->base_typmod)));
+													 type->base_typmod));
 		if (VARSIZE_ANY(given) == VARSIZE_ANY(fitted) &&
 			memcmp(given, fitted, VARSIZE_ANY(given)) == 0)
 			return false;

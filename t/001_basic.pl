@@ -158,7 +158,8 @@ SELECT saga.define('shapes',
     saga.step('object', server => 'a', action => 'SELECT 1 AS x, ''y'' AS y'),
     saga.step('nothing', server => 'a', action => 'SELECT 1 WHERE false'),
     saga.step('dml', server => 'a', action => 'UPDATE app.effect SET what = what WHERE id < 0'),
-    saga.step('many', server => 'a', result => 'rows', action => 'SELECT n FROM generate_series(1, 3) n'),
+    saga.step('many', server => 'a', result => 'rows', action => 'SELECT n FROM generate_series(1, 2) n'),
+    saga.step('pairs', server => 'a', result => 'rows', action => 'SELECT n, -n AS m FROM generate_series(1, 2) n'),
     saga.step('first', action => 'SELECT n FROM generate_series(1, 3) n ORDER BY n', result => 'first'),
     saga.step('none', action => 'SELECT n FROM generate_series(1, 3) n', result => 'none')]);
 SELECT saga.define('too_many',
@@ -167,7 +168,7 @@ SQL
 $id = $c->start('shapes');
 is($c->ended($id), 'completed|||', 'results of all shapes');
 is($c->sql("SELECT string_agg(step || '=' || coalesce(result::text, '-'), ' ' ORDER BY step) FROM saga.steps WHERE saga_id = '$id'"),
-    'dml={"rows": 0} first=1 many=[{"n": 1}, {"n": 2}, {"n": 3}] none=- nothing=- object={"x": 1, "y": "y"} scalar=42',
+    'dml={"rows": 0} first=1 many=[1, 2] none=- nothing=- object={"x": 1, "y": "y"} pairs=[{"m": -1, "n": 1}, {"m": -2, "n": 2}] scalar=42',
     'are stored as said');
 $id = $c->start('too_many');
 ok($c->until_state($id, 'stuck'), 'several rows where one is expected: stuck');
@@ -192,8 +193,13 @@ $lock->query_safe('SELECT pg_advisory_unlock(11)');
 is($c->ended($id), 'completed|||', 'and goes on when the lock is free');
 $lock->quit;
 
-$c->refused('alice', "BEGIN; SELECT saga.wait(saga.start('local_only', input => '{\"n\": 1}'))", '55000', qr/./,
-    'wait() in the starting transaction');
+$c->refused('alice', <<'SQL', '55000', qr/Commit first/, 'wait() in the starting transaction');
+BEGIN;
+SELECT saga.start('local_only', input => '{"n": 1}') AS id \gset
+SELECT saga.wait(:'id');
+SQL
+$c->refused('alice', q(SELECT saga.wait(saga.start('local_only', input => '{"n": 1}'))), '55000', qr/./,
+    'wait() in the starting statement');
 $c->refused('alice', "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT saga.wait('$id')", '25001', qr/./,
     'wait() in REPEATABLE READ');
 
@@ -249,7 +255,7 @@ is($c->sql("SELECT count(*) FROM app.effect WHERE what = 'one' AND arg IN ('101'
 
 # ---- versions ----
 
-is($c->alice(<<'SQL'), "1\n2\n2\n1", 'equal content is the same version, changed content a new one');
+is($c->alice(<<'SQL'), "1\n2\n2\n3", 'unchanged content is the same version, changed content a new one');
 SELECT saga.define('v', steps => ARRAY[saga.step('s', action => 'SELECT 1')]);
 SELECT saga.define('v', steps => ARRAY[saga.step('s', action => 'SELECT 2')]);
 SELECT saga.define('v', steps => ARRAY[saga.step('s', action => 'SELECT 2')]);
@@ -270,7 +276,8 @@ SKIP:
 $c->server(path => $p, db => 'c', options => ", search_path 'app', pool_size '2', statement_timeout '5s'");
 $c->alice("SELECT saga.define('by_path', steps => ARRAY[saga.step('s', server => 'path', action => 'SELECT act(''path'')')])");
 is($c->run('by_path'), 'completed|||', 'the search_path of a server');
-is($c->alice("SELECT count(*) FROM saga.check_participant('path') WHERE NOT ok"), '0', 'check_participant() is content');
+is($c->alice("SELECT string_agg(\"check\", ',') FROM saga.check_participant('path') WHERE NOT ok"), 'fsync',
+    'check_participant() is content, but for the test server being fast and loose');
 
 # ---- at the end ----
 

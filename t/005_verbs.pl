@@ -19,21 +19,24 @@ GRANT saga_operator TO olga;
 GRANT saga_monitor TO mona;
 SQL
 
+# Stands at define(), and goes after it.
+$p->sql('CREATE FUNCTION app.not_there(n integer) RETURNS integer LANGUAGE sql AS $$SELECT 1$$', 'a');
+
 # A saga that stands at a gate: before (local or remote), done, gate, after.
 $c->alice(<<'SQL');
-SELECT saga.define('gated', input => 'gate bigint',
+SELECT saga.define('gated', input => 'g bigint',
   steps => ARRAY[
-    saga.step('done', server => 'a', action => 'SELECT app.act(''done'', (:gate)::text)',
-              compensation => 'SELECT app.act(''undone'', (:gate)::text)'),
-    saga.step('gate', server => 'a', action => 'SELECT app.gate(:gate)',
-              compensation => 'SELECT app.act(''gate undone'', (:gate)::text)'),
-    saga.step('after', server => 'a', action => 'SELECT app.act(''after'', (:gate)::text)')]);
-SELECT saga.define('pivot_gated', input => 'gate bigint',
+    saga.step('done', server => 'a', action => 'SELECT app.act(''done'', (:g)::text)',
+              compensation => 'SELECT app.act(''undone'', (:g)::text)'),
+    saga.step('gate', server => 'a', action => 'SELECT app.gate(:g)',
+              compensation => 'SELECT app.act(''gate undone'', (:g)::text)'),
+    saga.step('after', server => 'a', action => 'SELECT app.act(''after'', (:g)::text)')]);
+SELECT saga.define('pivot_gated', input => 'g bigint',
   steps => ARRAY[
-    saga.step('done', server => 'a', action => 'SELECT app.act(''done'', (:gate)::text)',
-              compensation => 'SELECT app.act(''undone'', (:gate)::text)'),
-    saga.step('gate', server => 'a', pivot => true, action => 'SELECT app.gate(:gate)'),
-    saga.step('after', server => 'a', action => 'SELECT app.act(''after'', (:gate)::text)')]);
+    saga.step('done', server => 'a', action => 'SELECT app.act(''done'', (:g)::text)',
+              compensation => 'SELECT app.act(''undone'', (:g)::text)'),
+    saga.step('gate', server => 'a', pivot => true, action => 'SELECT app.gate(:g)'),
+    saga.step('after', server => 'a', action => 'SELECT app.act(''after'', (:g)::text)')]);
 SELECT saga.define('breaks', input => 'n integer',
   steps => ARRAY[
     saga.step('done', server => 'a', action => 'SELECT app.act(''done'', (:n)::text)',
@@ -52,7 +55,7 @@ sub at_gate
     $gate++;
     $lock = $p->session(undef, 'a');
     $lock->query_safe("SELECT pg_advisory_lock($gate)");
-    my $id = $c->start($definition // 'gated', qq({"gate": $gate}));
+    my $id = $c->start($definition // 'gated', qq({"g": $gate}));
     $p->until(q(SELECT count(*) = 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted), 't', 'a')
       or BAIL_OUT('a saga does not reach its gate');
     return $id;
@@ -94,7 +97,7 @@ $id = at_gate();
 is($c->alice("SELECT saga.pause('$id', reason => 'hold on')"), 'queued', 'pause');
 ok($c->until_state($id, 'paused'), 'paused');
 open_gate();
-my $probe = $c->run('gated', '{"gate": 0}');
+my $probe = $c->run('gated', '{"g": 0}');
 is($probe, 'completed|||', 'others go on');
 is(effects_of($gate), 'done', 'a paused saga does nothing new');
 is($c->alice("SELECT saga.resume('$id', reason => 'go on')"), 'queued', 'resume');
@@ -107,7 +110,7 @@ $c->alice("SELECT saga.pause('$id', reason => 'hold on')");
 ok($c->until_state($id, 'paused'), 'paused');
 $c->{node}->restart;
 open_gate();
-is($c->run('gated', '{"gate": 0}'), 'completed|||', 'after a restart others run');
+is($c->run('gated', '{"g": 0}'), 'completed|||', 'after a restart others run');
 is($c->sql("SELECT state FROM saga.instances WHERE id = '$id'"), 'paused', 'and the paused one is still paused');
 $c->alice("SELECT saga.resume('$id', reason => 'go on')");
 is($c->ended($id), 'completed|||', 'until it is resumed');
@@ -121,7 +124,6 @@ sub stuck
     $c->until_state($saga, 'stuck');
     return $saga;
 }
-$p->sql('CREATE FUNCTION app.not_there(n integer) RETURNS integer LANGUAGE sql AS $$SELECT 1$$', 'a');
 my @stuck;
 $p->sql('DROP FUNCTION app.not_there(integer)', 'a');
 @stuck = map { stuck(100 + $_) } 1 .. 4;
@@ -153,17 +155,17 @@ $c->refused('alice', q(SELECT saga.cancel('00000000-0000-0000-0000-000000000000'
 # ---- deadlines ----
 
 $c->alice(<<'SQL');
-SELECT saga.define('deadline', input => 'gate bigint', deadline => '300 ms',
+SELECT saga.define('deadline', input => 'g bigint', deadline => '300 ms',
   steps => ARRAY[
-    saga.step('done', server => 'a', action => 'SELECT app.act(''done'', (:gate)::text)',
-              compensation => 'SELECT app.act(''undone'', (:gate)::text)'),
-    saga.step('gate', server => 'a', action => 'SELECT app.gate(:gate)',
-              compensation => 'SELECT app.act(''gate undone'', (:gate)::text)'),
-    saga.step('after', server => 'a', action => 'SELECT app.act(''after'', (:gate)::text)')]);
-SELECT saga.define('deadline_pivot', input => 'gate bigint', deadline => '300 ms',
+    saga.step('done', server => 'a', action => 'SELECT app.act(''done'', (:g)::text)',
+              compensation => 'SELECT app.act(''undone'', (:g)::text)'),
+    saga.step('gate', server => 'a', action => 'SELECT app.gate(:g)',
+              compensation => 'SELECT app.act(''gate undone'', (:g)::text)'),
+    saga.step('after', server => 'a', action => 'SELECT app.act(''after'', (:g)::text)')]);
+SELECT saga.define('deadline_pivot', input => 'g bigint', deadline => '300 ms',
   steps => ARRAY[
-    saga.step('gate', server => 'a', pivot => true, action => 'SELECT app.gate(:gate)'),
-    saga.step('after', server => 'a', action => 'SELECT app.act(''after'', (:gate)::text)')])
+    saga.step('gate', server => 'a', pivot => true, action => 'SELECT app.gate(:g)'),
+    saga.step('after', server => 'a', action => 'SELECT app.act(''after'', (:g)::text)')])
 SQL
 $id = at_gate('deadline');
 ok($c->until("SELECT direction = 'undo' FROM saga.instances WHERE id = '$id'"), 'a deadline passes');

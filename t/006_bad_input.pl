@@ -24,7 +24,7 @@ like($c->sql("SELECT concat_ws(' ', reason, sqlstate, error, hint) FROM saga.stu
     qr/prepare_participant/, 'and the hint says what to do');
 is($c->alice(q(SELECT count(*) > 0 FROM saga.check_participant('bare') WHERE NOT ok)), 't', 'check_participant() says so too');
 $c->alice(q(SELECT saga.prepare_participant('bare')));
-is($c->alice(q(SELECT count(*) FROM saga.check_participant('bare') WHERE NOT ok)), '0', 'until it is prepared');
+is($c->alice(q(SELECT string_agg("check", ',') FROM saga.check_participant('bare') WHERE NOT ok)), 'fsync', 'until it is prepared');
 $c->alice("SELECT saga.retry_step('$id', 's', reason => 'prepared')");
 is($c->ended($id), 'completed|||', 'then the saga completes');
 
@@ -36,7 +36,7 @@ like($script, qr/CREATE SCHEMA/, 'the script for the administrator');
 unlike($script, qr/\Q$password\E/, 'holds no password');
 $p->sql($script, 'by_hand');
 $p->sql($script, 'by_hand');
-is($c->alice(q(SELECT count(*) FROM saga.check_participant('by_hand') WHERE NOT ok)), '0', 'run twice by a superuser, it serves');
+is($c->alice(q(SELECT string_agg("check", ',') FROM saga.check_participant('by_hand') WHERE NOT ok)), 'fsync', 'run twice by a superuser, it serves');
 $c->alice(q(SELECT saga.define('on_hand', steps => ARRAY[saga.step('s', server => 'by_hand', action => 'SELECT app.act(''x'')')])));
 is($c->run('on_hand'), 'completed|||', 'and a saga runs there');
 
@@ -97,7 +97,7 @@ for my $bad (
 {
     $c->sql('GRANT USAGE ON FOREIGN DATA WRAPPER saga_postgres TO alice');
     ($code, $err) = $c->try('alice', "CREATE SERVER bad FOREIGN DATA WRAPPER saga_postgres OPTIONS ($bad->[0])");
-    like($code, qr/^(?:HV00D|42501|22023|42601|HV000)$/, "OPTIONS ($bad->[0]): $code");
+    like($code, qr/^(?:HV00D|HV024|42501)$/, "OPTIONS ($bad->[0]): $code");
     like($err, qr/$bad->[1]/, 'names the option');
     $c->try(undef, 'DROP SERVER IF EXISTS bad');
 }
@@ -200,9 +200,11 @@ like($c->ended($id), qr/^compensated\|declined\|l\|22P05/, 'and a text that it c
 
 # names that need quoting
 $c->alice(<<'SQL');
-SELECT saga.define('a"b''; DROP', steps => ARRAY[saga.step('s "x"''; --', server => 'a', action => 'SELECT app.act(''odd'')')]);
-SELECT saga.define('ünïcödé', steps => ARRAY[saga.step('ß', action => 'SELECT 1')])
+SELECT saga.define('a"b''; DROP', steps => ARRAY[saga.step('odd', server => 'a', action => 'SELECT app.act(''odd'')')]);
+SELECT saga.define('ünïcödé', steps => ARRAY[saga.step('s', action => 'SELECT 1')])
 SQL
+$c->refused('alice', q(SELECT saga.define('odd_step', steps => ARRAY[saga.step('s "x"''; --', action => 'SELECT 1')])),
+    'SGD01', qr/letters/, 'a name of a step that no parameter could have');
 $id = $c->alice(q(SELECT saga.start('a"b''; DROP')));
 is($c->ended($id), 'completed|||', 'names that need quoting');
 is($c->run('ünïcödé'), 'completed|||', 'names beyond ASCII');

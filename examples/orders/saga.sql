@@ -46,7 +46,7 @@ SELECT saga.define('order_fulfilment',
     saga.step('confirm', pivot => true,
       action       => 'SELECT shop.confirm(:order_id, :shipment)')],
   on_completed   => 'SELECT shop.set_status(:order_id, ''completed'')',
-  on_compensated => 'SELECT shop.set_status(:order_id, ''cancelled'')');
+  on_compensated => 'SELECT shop.set_status(:order_id, ''cancelled'')') \g /dev/null
 
-SELECT saga.grant('order_fulfilment', 'orders_app', '{start,see}');
+SELECT saga.grant('order_fulfilment', 'orders_app', '{start,see}') \g /dev/null
 RESET SESSION AUTHORIZATION;

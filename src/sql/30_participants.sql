@@ -251,6 +251,7 @@ RETURNS text
 LANGUAGE plpgsql
 AS $f$
 DECLARE
+	v_row_id tid;
 	r record;
 	v_row jsonb;
 	v_rows jsonb[] := '{}';
@@ -270,8 +271,9 @@ BEGIN
 					AND e.counter OPERATOR(pg_catalog.=) p_counter
 					AND e.nonce OPERATOR(pg_catalog.=) p_nonce)
 	  AND pg_catalog.clock_timestamp() OPERATOR(pg_catalog.<=) p_not_after
-	ON CONFLICT DO NOTHING;
-	IF NOT FOUND THEN
+	ON CONFLICT DO NOTHING
+	RETURNING ctid INTO v_row_id;
+	IF v_row_id IS NULL THEN
 		RETURN saga_participant.recorded(p_coordinator, p_timeline, p_counter, p_nonce,
 										 p_saga, p_step, p_op, p_not_after, false);
 	END IF;
@@ -338,10 +340,7 @@ BEGIN
 												 pg_catalog.octet_length(v_result), p_max);
 		END IF;
 		UPDATE saga_participant.barrier b SET result = v_row
-		WHERE b.coordinator OPERATOR(pg_catalog.=) p_coordinator
-		  AND b.saga OPERATOR(pg_catalog.=) p_saga
-		  AND b.step OPERATOR(pg_catalog.=) p_step
-		  AND b.op OPERATOR(pg_catalog.=) p_op;
+		WHERE b.ctid OPERATOR(pg_catalog.=) v_row_id;
 	END IF;
 	IF p_prepare IS NOT NULL THEN
 		DEALLOCATE saga_call;

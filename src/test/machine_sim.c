@@ -857,7 +857,7 @@ crash(void)
 static void
 evict(void)
 {
-	if (live->in_flight > 0)
+	if (!saga_machine_may_evict(live))
 		return;
 	flush();
 	trace("evicted and reloaded");
@@ -1377,11 +1377,12 @@ disturb(void)
 	{
 		SagaEvent	event = make_event(rnd(SAGA_EVENT_VERB));
 
-		event.node = rnd(graph.nnodes + 4) - 4;
+		event.node = -4 - rnd(2) * 1000;
 		event.op = rnd(SAGA_OP_CLAIM + 1);
 		event.answer = rnd(SAGA_ANSWER_REFUSED + 1);
-		if (event.kind == SAGA_EVENT_START || event.node >= graph.nnodes ||
-			event.node < SAGA_NODE_ON_STUCK)
+		if (event.kind == SAGA_EVENT_START ||
+			(event.kind != SAGA_EVENT_TIMER &&
+			 event.node < SAGA_NODE_ON_STUCK))
 		{
 			trace("nonsense");
 			decide(&event);
@@ -1411,6 +1412,16 @@ check_silence(void)
 		  "an ended saga wants to wake up");
 }
 
+static bool
+undo_is_skipped(int i)
+{
+	for (int k = 0; k < nlog; k++)
+		if (records[k].kind == SAGA_RECORD_SKIPPED && records[k].node == i &&
+			records[k].op == SAGA_OP_UNDO)
+			return true;
+	return false;
+}
+
 static void
 check_node_end(int i)
 {
@@ -1424,11 +1435,15 @@ check_node_end(int i)
 	if (action->forced)
 		return;
 	/* the ending hook has committed, the record of the step was lost */
-	if (hook_effects == 1 && live->state == SAGA_COMPLETED &&
-		s->status <= SAGA_STEP_BACKOFF)
+	if (hook_effects == 1 && s->status <= SAGA_STEP_BACKOFF)
 	{
-		CHECK(happened == 1 || nodes[i].kind == SAGA_NODE_UNDO,
-			  "completed by the hook, but node %d is not", i);
+		if (live->state == SAGA_COMPLETED)
+			CHECK(happened == 1 || nodes[i].kind == SAGA_NODE_UNDO,
+				  "completed by the hook, but node %d is not", i);
+		else
+			CHECK(undo->effects == 0 && !(happened == 1 &&
+										  nodes[i].has_compensation),
+				  "compensated by the hook, but node %d is not", i);
 		return;
 	}
 	if (s->happened)
@@ -1451,9 +1466,7 @@ check_node_end(int i)
 	if (live->state == SAGA_COMPENSATED && nodes[i].has_compensation &&
 		s->status != SAGA_STEP_SKIPPED)
 	{
-		/* skipped by an operator after the participant refused it */
-		if (undo->key == KEY_REFUSED || (undone && undo->effects == 0 &&
-										 !s->undo_maybe && s->last_kind != SAGA_ANSWER_DONE))
+		if (undo_is_skipped(i))
 			CHECK(undo->effects == 0, "node %d: a skipped undo has run", i);
 		else
 			CHECK(undo->effects == happened,

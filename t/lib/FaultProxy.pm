@@ -188,8 +188,9 @@ sub from_server
 sub each_connection
 {
     my ($code) = @_;
+    my @all = values %conns;
     my %done;
-    for my $conn (values %conns)
+    for my $conn (@all)
     {
         $code->($conn) unless $done{$conn}++;
     }

@@ -1,0 +1,410 @@
+/*
+ * calls.c
+ *		From a command of the machine to a call: values bound, server found,
+ *		handed to an executor or a connector; and the calls that wait until
+ *		what decided them is durable.
+ *
+ * Called by turn.c and coordinator.c, in a transaction.  Owns the held calls,
+ * the servers in use, and the outcomes that recovery found.
+ */
+#include "postgres.h"
+
+#include "utils/hsearch.h"
+#include "utils/memutils.h"
+
+#include "compat.h"
+#include "coordinator.h"
+#include "guc.h"
+
+/* A call that waits until its turn is durable. */
+typedef struct Send
+{
+	pg_uuid_t	saga_id;
+	SagaCommand command;
+} Send;
+
+typedef struct SendBatch
+{
+	XLogRecPtr	lsn;
+	int			n;
+	Send	   *sends;
+	MemoryContext context;
+	struct SendBatch *next;
+} SendBatch;
+
+/* A server as a definition's owner reaches it, while nothing changed. */
+typedef struct ServerKey
+{
+	Oid			owner;
+	char		name[NAMEDATALEN];
+} ServerKey;
+
+typedef struct ServerEntry
+{
+	ServerKey	key;
+	uint64		generation;
+	SagaServer *server;
+	MemoryContext context;
+} ServerEntry;
+
+static HTAB *servers;
+static MemoryContext calls_context;
+static Send *sends;				/* of the turn being gathered */
+static int	nsends = 0,
+			maxsends = 0;
+static SendBatch *held_first = NULL,
+		   *held_last = NULL;
+static List *recovered = NIL;	/* SagaOutcome, until they are asked for */
+
+void
+saga_calls_init(void)
+{
+	HASHCTL		ctl;
+
+	calls_context = AllocSetContextCreate(TopMemoryContext, "saga held calls",
+										  ALLOCSET_DEFAULT_SIZES);
+	memset(&ctl, 0, sizeof(ctl));
+	ctl.keysize = sizeof(ServerKey);
+	ctl.entrysize = sizeof(ServerEntry);
+	servers = hash_create("saga servers", 64, &ctl, HASH_ELEM | HASH_BLOBS);
+}
+
+bool
+saga_command_is_local(const SagaRun *run, const SagaCommand *c)
+{
+	const SagaNode *node;
+
+	if (c->node < 0)
+		return true;
+	node = &run->def->graph->nodes[c->node];
+	if (c->op == SAGA_OP_UNDO)
+		return node->compensation_local;
+	if (c->op == SAGA_OP_CLAIM)
+		return run->state->direction == SAGA_UNDO ? node->compensation_local :
+			node->action_local;
+	return node->action_local;
+}
+
+/* ----------------------------------------------------------- the calls */
+
+void
+saga_run_values(SagaRun *run, int node, SagaOp op, int attempt, SagaValues *v)
+{
+	memset(v, 0, sizeof(*v));
+	v->saga_id = run->row.id;
+	v->saga_name = run->def->name;
+	v->saga_key = run->row.key;
+	v->step_name = saga_step_name(run, node);
+	v->attempt = attempt;
+	v->op = op;
+	v->correlation = run->row.correlation;
+	v->started_by = run->started_by;
+	v->started_at = run->row.started_at;
+	v->deadline = run->row.deadline;
+	v->cause = run->state->cause == SAGA_CAUSE_NONE ? NULL :
+		saga_cause_name(run->state->cause);
+	v->input = run->row.input;
+	v->node = node;
+	v->results = run->results;
+	v->state = run->state;
+}
+
+static SagaServer *
+server_for(SagaRun *run, const char *name, char **problem, int *sqlstate)
+{
+	ServerKey	key;
+	ServerEntry *entry;
+	bool		found;
+	MemoryContext old;
+
+	memset(&key, 0, sizeof(key));
+	key.owner = run->def->owner;
+	strlcpy(key.name, name, sizeof(key.name));
+	entry = hash_search(servers, &key, HASH_ENTER, &found);
+	if (found && entry->server && entry->generation == saga_server_generation())
+		return entry->server;
+	if (found && entry->context)
+		MemoryContextDelete(entry->context);
+	entry->server = NULL;
+	entry->context = AllocSetContextCreate(TopMemoryContext, "saga server",
+										   ALLOCSET_SMALL_SIZES);
+	entry->generation = saga_server_generation();
+	old = MemoryContextSwitchTo(entry->context);
+	entry->server = saga_server_lookup(name, run->def->owner, problem, sqlstate);
+	MemoryContextSwitchTo(old);
+	return entry->server;
+}
+
+static SagaHook
+hook_of(const SagaRun *run, int node)
+{
+	if (node == SAGA_NODE_ON_STUCK)
+		return SAGA_HOOK_STUCK;
+	if (node == SAGA_NODE_END)
+		return run->state->direction == SAGA_FORWARD ? SAGA_HOOK_COMPLETED :
+			SAGA_HOOK_COMPENSATED;
+	return SAGA_HOOK_NONE;
+}
+
+/* The action whose key a claim is about, or the call itself. */
+static SagaCall *
+call_of(SagaRun *run, const SagaCommand *c, SagaHook hook)
+{
+	SagaOp		op = c->op;
+
+	if (op == SAGA_OP_CLAIM)
+		op = run->state->direction == SAGA_UNDO ? SAGA_OP_UNDO : SAGA_OP_ACTION;
+	return saga_exec_call(run->def, c->node, op, hook);
+}
+
+static void
+start_remote(SagaRun *run, SagaCallOut *out, const SagaCommand *c, char **values)
+{
+	SagaRequest request;
+	SagaCall   *call = out->call;
+	char	   *problem = NULL;
+	int			sqlstate = 0;
+	SagaServer *server = server_for(run, call->server, &problem, &sqlstate);
+
+	if (server == NULL)
+	{
+		SagaPayload *payload = MemoryContextAllocZero(saga_turn_context, sizeof(SagaPayload));
+
+		strlcpy(payload->sqlstate, unpack_sql_state(sqlstate), sizeof(payload->sqlstate));
+		payload->message = problem ? MemoryContextStrdup(saga_turn_context, problem) : NULL;
+		saga_run_answer(out, SAGA_ANSWER_BROKEN, false, payload);
+		return;
+	}
+	memset(&request, 0, sizeof(request));
+	request.tag = out->tag;
+	request.mode = c->op == SAGA_OP_CLAIM ? SAGA_REQUEST_CLAIM :
+		c->op == SAGA_OP_UNDO && c->conditional ? SAGA_REQUEST_UNDO : SAGA_REQUEST_RUN;
+	request.server = server;
+	request.saga_id = run->row.id;
+	request.saga_name = run->def->name;
+	request.step = saga_step_name(run, c->node);
+	request.op = c->op == SAGA_OP_CLAIM ?
+		(run->state->direction == SAGA_UNDO ? SAGA_OP_UNDO : SAGA_OP_ACTION) : c->op;
+	request.tmpl = call->tmpl;
+	request.values = values;
+	request.shape = call->shape;
+	request.expect_rows = call->expect_rows;
+	request.timeout_ms = call->timeout_ms;
+	request.not_after = saga_now() + (int64) saga_barrier_retention * USECS_PER_SEC;
+	saga_connector_submit(&request);
+}
+
+/*
+ * Barrier rows are of use until no call with their key can be accepted any
+ * more: every call says until when it may be (not_after), which is at most
+ * saga.barrier_retention after its saga's end.
+ */
+void
+saga_purge_barriers(void)
+{
+	HASH_SEQ_STATUS status;
+	ServerEntry *entry;
+	TimestampTz before = saga_now() - (int64) saga_barrier_retention * USECS_PER_SEC;
+	char	   *spared = saga_log_read_spared(before);
+
+	hash_seq_init(&status, servers);
+	while ((entry = hash_seq_search(&status)) != NULL)
+	{
+		SagaRequest request;
+
+		if (entry->server == NULL || entry->generation != saga_server_generation())
+			continue;
+		memset(&request, 0, sizeof(request));
+		request.mode = SAGA_REQUEST_PURGE;	/* tag 0: nobody waits for it */
+		request.server = entry->server;
+		request.saga_name = "upkeep";
+		request.timeout_ms = 60000;
+		request.purge_before = before;
+		request.purge_live = spared;
+		saga_connector_submit(&request);
+	}
+}
+
+void
+saga_recovered_outcomes(SagaOutcome *outcomes, int n)
+{
+	MemoryContext old = MemoryContextSwitchTo(calls_context);
+
+	for (int i = 0; i < n; i++)
+	{
+		SagaOutcome *copy = palloc(sizeof(SagaOutcome));
+
+		*copy = outcomes[i];
+		if (copy->result)
+		{
+			copy->result = palloc(VARSIZE(outcomes[i].result));
+			memcpy(copy->result, outcomes[i].result, VARSIZE(outcomes[i].result));
+		}
+		recovered = lappend(recovered, copy);
+	}
+	MemoryContextSwitchTo(old);
+}
+
+/*
+ * A local call that a predecessor's executor committed and nobody logged: its
+ * outcome is the answer, and it must not run again.
+ */
+static bool
+answered_before(SagaCallOut *call)
+{
+	ListCell   *cell;
+	char		op = call->op == SAGA_OP_UNDO ? 'c' : call->op == SAGA_OP_HOOK ? 'h' : 'a';
+
+	foreach(cell, recovered)
+	{
+		SagaOutcome *outcome = lfirst(cell);
+		SagaPayload *payload;
+
+		if (outcome->key.node != call->node || outcome->key.op != op ||
+			memcmp(&outcome->key.saga_id, &call->saga_id, UUID_LEN) != 0)
+			continue;
+		payload = MemoryContextAllocZero(saga_turn_context, sizeof(SagaPayload));
+		if (outcome->result)
+		{
+			payload->result = MemoryContextAlloc(saga_turn_context, VARSIZE(outcome->result));
+			memcpy(payload->result, outcome->result, VARSIZE(outcome->result));
+			pfree(outcome->result);
+		}
+		recovered = foreach_delete_current(recovered, cell);
+		pfree(outcome);
+		saga_run_answer(call, SAGA_ANSWER_DONE, false, payload);
+		return true;
+	}
+	return false;
+}
+
+/* In a transaction: names are resolved, servers looked up. */
+void
+saga_start_call(SagaRun *run, const SagaCommand *c)
+{
+	SagaHook	hook = hook_of(run, c->node);
+	SagaCall   *call = call_of(run, c, hook);
+	SagaCallOut *out;
+	SagaValues	values;
+	char	  **bound;
+
+	if (call == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("step \"%s\" of saga \"%s\" has nothing to call",
+						saga_step_name(run, c->node), run->def->name)));
+	out = saga_call_out(run, call, c->node, c->op, hook, c->attempt);
+	out->conditional = c->conditional;
+	out->local = saga_command_is_local(run, c);
+	if (out->local && answered_before(out))
+		return;
+	saga_run_values(run, c->node, c->op, c->attempt, &values);
+	bound = palloc0(sizeof(char *) * Max(call->tmpl->nparams, 1));
+	if (c->op != SAGA_OP_CLAIM)
+		saga_template_bind(call->tmpl, &values, bound);
+	if (out->local)
+		saga_dispatch_local(out, bound);
+	else
+		start_remote(run, out, c, bound);
+}
+
+/* ------------------------------------------------- calls that must wait */
+
+void
+saga_send_later(SagaRun *run, const SagaCommand *command)
+{
+	Send	   *send;
+
+	if (nsends == maxsends)
+	{
+		maxsends = Max(64, maxsends * 2);
+		sends = sends ? repalloc_huge(sends, sizeof(Send) * maxsends) :
+			MemoryContextAllocHuge(calls_context, sizeof(Send) * maxsends);
+	}
+	send = &sends[nsends++];
+	send->saga_id = run->row.id;
+	send->command = *command;
+}
+
+void
+saga_sends_drop(const pg_uuid_t *id)
+{
+	int			kept = 0;
+
+	for (int i = 0; i < nsends; i++)
+		if (memcmp(&sends[i].saga_id, id, UUID_LEN) != 0)
+			sends[kept++] = sends[i];
+	nsends = kept;
+}
+
+/* The turn is committed at lsn: its calls wait for that to be durable. */
+void
+saga_sends_hold(XLogRecPtr lsn)
+{
+	MemoryContext context;
+	SendBatch  *batch;
+
+	if (nsends == 0)
+		return;
+	context = AllocSetContextCreate(TopMemoryContext, "saga sends", ALLOCSET_SMALL_SIZES);
+	batch = MemoryContextAllocZero(context, sizeof(SendBatch));
+	batch->lsn = lsn;
+	batch->context = context;
+	batch->n = nsends;
+	batch->sends = MemoryContextAllocHuge(context, sizeof(Send) * nsends);
+	memcpy(batch->sends, sends, sizeof(Send) * nsends);
+	nsends = 0;
+	if (held_last)
+		held_last->next = batch;
+	else
+		held_first = batch;
+	held_last = batch;
+}
+
+/* Is this call still wanted?  Things may have moved since it was decided. */
+static bool
+still_wanted(SagaRun *run, const SagaCommand *c)
+{
+	const SagaStep *step;
+
+	if (SAGA_STATE_ENDED(run->state->state))
+		return false;
+	if (c->node == SAGA_NODE_ON_STUCK)
+		return run->state->stuck_hook_due;
+	step = c->node == SAGA_NODE_END ? &run->state->hook : &run->state->steps[c->node];
+	return c->op == SAGA_OP_CLAIM ? step->claiming : step->in_flight;
+}
+
+bool
+saga_sends_held(void)
+{
+	return held_first != NULL;
+}
+
+void
+saga_sends_release(XLogRecPtr durable)
+{
+	while (held_first && held_first->lsn <= durable)
+	{
+		SendBatch  *batch = held_first;
+
+		held_first = batch->next;
+		if (held_first == NULL)
+			held_last = NULL;
+		for (int i = 0; i < batch->n; i++)
+		{
+			Known	   *known = saga_known(&batch->sends[i].saga_id, false);
+
+			if (known && known->run &&
+				still_wanted(known->run, &batch->sends[i].command))
+			{
+				saga_current = known->id;
+				saga_current_set = true;
+				saga_start_call(known->run, &batch->sends[i].command);
+				saga_current_set = false;
+			}
+		}
+		MemoryContextDelete(batch->context);
+	}
+}
+

@@ -1,0 +1,415 @@
+/*
+ * turn.c
+ *		Events to the machine, its decisions to the rows of a turn.
+ *
+ * Called by runs.c, calls.c and coordinator.c.  Owns the turn being gathered:
+ * what is decided and not yet written.
+ *
+ * Order is all here.  A remote call goes out when the turn that holds its
+ * intent is flushed.  A local call goes out at once, unless its saga has
+ * unwritten records that a replay would not decide again in the same way (a
+ * failure, a verb, the turn to undo): then it waits for the commit, and since
+ * the executor's commit comes later in the WAL, no crash can keep the effect
+ * and lose the decision.
+ */
+#include "postgres.h"
+
+#include "common/pg_prng.h"
+#include "utils/memutils.h"
+
+#include "compat.h"
+#include "coordinator.h"
+#include "guc.h"
+
+/* A saga with nothing to do for this long leaves memory. */
+#define EVICT_AFTER		(60 * SAGA_SECOND)
+
+SagaTurn	saga_turn;
+MemoryContext saga_turn_context;
+bool		saga_turn_flush = false;
+TimestampTz saga_turn_since = 0;
+
+static SagaRun **touched;
+static int	ntouched = 0,
+			maxtouched = 0;
+static pg_uuid_t *ended;
+static int	nended = 0,
+			maxended = 0;
+static SagaDecision decision;
+static SagaArena decision_arena;
+
+static void *
+arena_alloc(SagaArena *arena, size_t size)
+{
+	return MemoryContextAllocZero(arena->context, size);
+}
+
+void
+saga_turn_init(void)
+{
+	saga_turn_context = AllocSetContextCreate(TopMemoryContext, "saga turn",
+											  ALLOCSET_DEFAULT_SIZES);
+	decision_arena.alloc = arena_alloc;
+	decision_arena.context = AllocSetContextCreate(TopMemoryContext, "saga decision",
+												   ALLOCSET_DEFAULT_SIZES);
+	decision.arena = &decision_arena;
+}
+
+static void
+touch(SagaRun *run)
+{
+	if (run->touched)
+		return;
+	run->touched = true;
+	*SAGA_APPEND(touched, ntouched, maxtouched) = run;
+}
+
+/* ------------------------------------------------------------ decisions */
+
+Jsonb *
+saga_keep_result(SagaRun *run, Jsonb *result)
+{
+	Jsonb	   *copy;
+
+	if (result == NULL)
+		return NULL;
+	copy = MemoryContextAlloc(run->context, VARSIZE(result));
+	memcpy(copy, result, VARSIZE(result));
+	return copy;
+}
+
+static char *
+keep_text(SagaRun *run, const char *s)
+{
+	return s ? MemoryContextStrdup(run->context, s) : NULL;
+}
+
+/* What a record means beyond the machine's state; also during replay. */
+void
+saga_remember_record(SagaRun *run, const SagaRecord *r, const SagaPayload *p)
+{
+	switch (r->kind)
+	{
+		case SAGA_RECORD_DONE:
+		case SAGA_RECORD_SKIPPED:
+			if (r->node >= 0 && r->op != SAGA_OP_UNDO)
+				run->results[r->node] = saga_keep_result(run, p->result);
+			break;
+		case SAGA_RECORD_FAILED:
+		case SAGA_RECORD_HOOK:
+			strlcpy(run->sqlstate, p->sqlstate, sizeof(run->sqlstate));
+			run->error = keep_text(run, p->message);
+			break;
+		case SAGA_RECORD_UNDO:
+			run->failed_step = keep_text(run, saga_step_name(run, r->node));
+			if (r->cause == SAGA_CAUSE_CANCELLED)
+			{
+				run->sqlstate[0] = '\0';
+				run->error = keep_text(run, p->note);
+			}
+			break;
+		default:
+			break;
+	}
+}
+
+static void
+note_stuck(SagaRun *run, const SagaRecord *r, TimestampTz now)
+{
+	SagaStuckChange *s = SAGA_APPEND(saga_turn.stuck, saga_turn.nstuck, saga_turn.maxstuck);
+
+	memset(s, 0, sizeof(*s));
+	s->saga_id = run->row.id;
+	s->stuck = true;
+	s->step = saga_step_name(run, r->node);
+	s->operation = s->step ? saga_op_name(r->op) : NULL;
+	s->reason = saga_stuck_reason_name(r->reason);
+	s->sqlstate = MemoryContextStrdup(saga_turn_context, run->sqlstate);
+	s->message = run->error;
+	s->since = now;
+	run->stuck_written = true;
+}
+
+static void
+note_change(SagaRun *run, TimestampTz now)
+{
+	SagaState  *state = run->state;
+	SagaInstanceChange *c;
+
+	if (run->stuck_written && state->state != SAGA_STUCK)
+	{
+		SagaStuckChange *s = SAGA_APPEND(saga_turn.stuck, saga_turn.nstuck, saga_turn.maxstuck);
+
+		memset(s, 0, sizeof(*s));
+		s->saga_id = run->row.id;
+		run->stuck_written = false;
+	}
+	if (run->change < 0)
+	{
+		if (run->written_state == state->state &&
+			run->written_direction == state->direction &&
+			run->written_cause == state->cause)
+			return;
+		run->change = saga_turn.nchanges;
+		c = SAGA_APPEND(saga_turn.changes, saga_turn.nchanges, saga_turn.maxchanges);
+		memset(c, 0, sizeof(*c));
+		c->id = run->row.id;
+	}
+	c = &saga_turn.changes[run->change];
+	c->state = state->state;
+	c->direction = state->direction;
+	c->cause = state->cause;
+	if (state->direction == SAGA_UNDO || state->state == SAGA_STUCK)
+	{
+		c->failed_step = run->failed_step;
+		c->sqlstate = MemoryContextStrdup(saga_turn_context, run->sqlstate);
+		c->error = run->error;
+	}
+	if (SAGA_STATE_ENDED(state->state) && c->ended_at == 0)
+		c->ended_at = now;
+	c->ended_elsewhere = run->ended_elsewhere;
+	run->written_state = state->state;
+	run->written_direction = state->direction;
+	run->written_cause = state->cause;
+}
+
+/* A replay decides these again in the same way; the others it does not. */
+static bool
+is_repeatable(uint8 kind)
+{
+	return kind == SAGA_RECORD_STARTED || kind == SAGA_RECORD_DONE ||
+		kind == SAGA_RECORD_INTENT;
+}
+
+static void
+absorb_records(SagaRun *run, TimestampTz now)
+{
+	for (int i = 0; i < decision.nrecords; i++)
+	{
+		const SagaRecord *r = &decision.records[i];
+		SagaLogEntry *entry = SAGA_APPEND(saga_turn.entries, saga_turn.nentries,
+									 saga_turn.maxentries);
+
+		memset(entry, 0, sizeof(*entry));
+		entry->saga_id = run->row.id;
+		entry->record = *r;
+		entry->at = now;
+		entry->step = r->node == SAGA_NO_NODE ? NULL : saga_step_name(run, r->node);
+		if (r->payload)
+			entry->payload = *(const SagaPayload *) r->payload;
+		if (r->kind == SAGA_RECORD_SKIPPED && entry->payload.result == NULL &&
+			r->node >= 0 && run->skip_result)
+			entry->payload.result = run->skip_result[r->node];
+		saga_remember_record(run, r, &entry->payload);
+		if (r->kind == SAGA_RECORD_STUCK)
+			note_stuck(run, r, now);
+		if (!is_repeatable(r->kind))
+			run->ordered = true;
+		if (saga_turn_since == 0)
+			saga_turn_since = now;
+	}
+}
+
+static void
+absorb_commands(SagaRun *run)
+{
+	/* saga_start_call() may feed again: the decision is copied first */
+	int			n = decision.ncommands;
+	SagaCommand *copies;
+
+	if (n == 0)
+		return;
+	copies = palloc(sizeof(SagaCommand) * n);
+	memcpy(copies, decision.commands, sizeof(SagaCommand) * n);
+	for (int i = 0; i < n; i++)
+	{
+		SagaCommand *c = &copies[i];
+
+		switch (c->kind)
+		{
+			case SAGA_CMD_CALL:
+				if (saga_command_is_local(run, c) && !run->ordered)
+					saga_start_call(run, c);
+				else
+				{
+					saga_send_later(run, c);
+					saga_turn_flush = true;
+				}
+				break;
+			case SAGA_CMD_CANCEL_CALL:
+				break;			/* its answer will be ignored */
+			case SAGA_CMD_ENDED:
+				*SAGA_APPEND(ended, nended, maxended) = run->row.id;
+				saga_turn_flush = true;
+				break;
+		}
+	}
+	pfree(copies);
+}
+
+static void
+absorb(SagaRun *run)
+{
+	TimestampTz now = saga_now();
+	SagaTime	due;
+
+	touch(run);
+	absorb_records(run, now);
+	if (decision.nrecords > 0)
+		note_change(run, now);
+	absorb_commands(run);
+	due = SAGA_STATE_ENDED(run->state->state) ? SAGA_NEVER :
+		saga_machine_next_due(run->state);
+	saga_set_due(run->known, due);
+	run->evict = !SAGA_STATE_ENDED(run->state->state) && run->calls == 0 &&
+		run->state->in_flight == 0 && (due == SAGA_NEVER || due > now + EVICT_AFTER);
+}
+
+void
+saga_run_feed(SagaRun *run, SagaEvent *event, SagaPayload *payload)
+{
+	saga_current = run->row.id;
+	saga_current_set = true;
+	event->random = pg_prng_double(&pg_global_prng_state);
+	event->payload = payload;
+	decision.nrecords = decision.ncommands = 0;
+	decision.ignored = NULL;
+	saga_machine_decide(run->state, event, saga_now(), &decision);
+	absorb(run);
+	saga_current_set = false;
+}
+
+void
+saga_run_answer(SagaCallOut *call, SagaAnswerKind answer, bool free,
+				SagaPayload *payload)
+{
+	SagaRun    *run = call->run;
+	SagaEvent	event;
+	SagaOutcomeKey *key;
+
+	memset(&event, 0, sizeof(event));
+	event.kind = SAGA_EVENT_ANSWER;
+	event.op = call->op;
+	event.node = call->node;
+	event.answer = answer;
+	event.free = free;
+	if (call->local && answer == SAGA_ANSWER_DONE &&
+		(run != NULL || saga_known(&call->saga_id, false) == NULL))
+	{
+		/* also when the saga is gone; not when it is only set aside */
+		key = SAGA_APPEND(saga_turn.outcomes, saga_turn.noutcomes, saga_turn.maxoutcomes);
+		key->saga_id = call->saga_id;
+		key->node = call->node;
+		key->op = call->op == SAGA_OP_UNDO ? 'c' : call->op == SAGA_OP_HOOK ? 'h' : 'a';
+		if (run && call->node == SAGA_NODE_END)
+			run->ended_elsewhere = true;
+	}
+	saga_call_done(call);
+	if (run)
+		saga_run_feed(run, &event, payload);
+}
+
+void
+saga_run_lost(SagaCallOut *call)
+{
+	SagaRun    *run = call->run;
+	SagaEvent	event;
+
+	memset(&event, 0, sizeof(event));
+	event.kind = SAGA_EVENT_LOST;
+	event.op = call->op;
+	event.node = call->node;
+	saga_call_done(call);
+	if (run)
+		saga_run_feed(run, &event, NULL);
+}
+
+
+/* After its log was replayed: go on from there. */
+void
+saga_run_resume(SagaRun *run)
+{
+	decision.nrecords = decision.ncommands = 0;
+	decision.ignored = NULL;
+	saga_machine_resume(run->state, saga_now(), &decision);
+	absorb(run);
+	run->evict = false;
+}
+
+/* Before the turn is written: what leaves memory leaves its wake-up time. */
+void
+saga_turn_prepare(void)
+{
+	for (int i = 0; i < ntouched; i++)
+	{
+		SagaRun    *run = touched[i];
+		SagaWakeup *w;
+
+		if (!run->evict || run->calls > 0 || run->known->has_wakeup)
+			continue;
+		w = SAGA_APPEND(saga_turn.wakeups, saga_turn.nwakeups, saga_turn.maxwakeups);
+		w->saga_id = run->row.id;
+		w->due = run->known->due == SAGA_NEVER ? DT_NOEND : run->known->due;
+		run->known->has_wakeup = true;
+	}
+}
+
+/* The turn's rows are committed up to lsn: let go of what waited for that. */
+void
+saga_turn_written(XLogRecPtr lsn)
+{
+	saga_sends_hold(lsn);
+	saga_waiters_wake(ended, nended);
+	for (int i = 0; i < ntouched; i++)
+	{
+		SagaRun    *run = touched[i];
+
+		run->touched = false;
+		run->ordered = false;
+		run->change = -1;
+		if (SAGA_STATE_ENDED(run->state->state))
+			saga_run_free(run, true);
+		else if (run->known->has_wakeup)
+			saga_run_free(run, false);
+	}
+	memset(&saga_turn, 0, sizeof(saga_turn));
+	touched = NULL;
+	ntouched = maxtouched = 0;
+	ended = NULL;
+	nended = maxended = 0;
+	saga_turn_flush = false;
+	saga_turn_since = 0;
+	MemoryContextReset(saga_turn_context);
+}
+
+/* Nothing of this saga that is not written counts any more. */
+void
+saga_turn_drop(const pg_uuid_t *id, const SagaRun *run)
+{
+	SagaTurn   *t = &saga_turn;
+	int			kept = 0;
+
+	for (int i = 0; i < t->nentries; i++)
+		if (memcmp(&t->entries[i].saga_id, id, UUID_LEN) != 0)
+			t->entries[kept++] = t->entries[i];
+	t->nentries = kept;
+	for (int i = 0; i < t->nchanges; i++)
+		if (memcmp(&t->changes[i].id, id, UUID_LEN) == 0)
+			t->changes[i].ended_elsewhere = true;	/* write nothing */
+	kept = 0;
+	for (int i = 0; i < t->nstuck; i++)
+		if (memcmp(&t->stuck[i].saga_id, id, UUID_LEN) != 0)
+			t->stuck[kept++] = t->stuck[i];
+	t->nstuck = kept;
+	kept = 0;
+	for (int i = 0; i < t->noutcomes; i++)
+		if (memcmp(&t->outcomes[i].saga_id, id, UUID_LEN) != 0)
+			t->outcomes[kept++] = t->outcomes[i];
+	t->noutcomes = kept;
+	saga_sends_drop(id);
+	kept = 0;
+	for (int i = 0; i < ntouched; i++)
+		if (touched[i] != run)
+			touched[kept++] = touched[i];
+	ntouched = kept;
+}
