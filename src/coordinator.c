@@ -16,9 +16,8 @@
 
 #include "access/xact.h"
 #include "access/xlog.h"
-#include "executor/spi.h"
+#include "lib/stringinfo.h"
 #include "miscadmin.h"
-#include "pgstat.h"
 #include "replication/syncrep.h"
 #include "replication/walsender.h"
 #include "replication/walsender_private.h"
@@ -41,6 +40,9 @@
 #define ADMIT_AT_ONCE		1000
 #define STANDBY_POLL_MS		5
 
+/* How a participant says that a later incarnation of us has called it. */
+#define STALE_EPOCH			"SGB04"
+
 /* Upkeep: soon after the start, then once an hour (us). */
 #define FIRST_UPKEEP		(60 * USECS_PER_SEC)
 #define UPKEEP_EVERY		(3600 * USECS_PER_SEC)
@@ -55,6 +57,7 @@ static int	nanswers = 0,
 			maxanswers = 0;
 static MemoryContext answers_context;
 static int	write_failures = 0;
+static const char *fenced = NULL;	/* why participants refuse us */
 static TimestampTz write_again = 0;
 static TimestampTz next_upkeep = DT_NOEND;
 
@@ -144,11 +147,11 @@ scan_tables(void)
 		if (live[i].due != 0)
 			saga_sleeps(&live[i].id, live[i].due);
 		else
-			saga_arrive(&live[i].id, 0);
+			saga_arrive(&live[i].id, 0, live[i].priority);
 	}
 	inbox = saga_log_list_inbox(buckets, &n);
 	for (int i = 0; i < n; i++)
-		saga_arrive(&inbox[i].saga_id, inbox[i].inbox_id);
+		saga_arrive(&inbox[i].saga_id, inbox[i].inbox_id, 0);
 }
 
 static void
@@ -166,7 +169,7 @@ recover(void)
 	saga_recovered_outcomes(outcomes, n);
 	/* a saga whose end only an executor wrote is not among the live ones */
 	for (int i = 0; i < n; i++)
-		saga_arrive(&outcomes[i].key.saga_id, 0);
+		saga_arrive(&outcomes[i].key.saga_id, 0, 0);
 	saga_worker_commit(false);
 	MemoryContextReset(loop_context);
 }
@@ -187,6 +190,7 @@ on_answer(const SagaAnswer *answer, void *arg)
 	*copy = *answer;
 	copy->message = answer->message ? pstrdup(answer->message) : NULL;
 	copy->detail = answer->detail ? pstrdup(answer->detail) : NULL;
+	copy->hint = answer->hint ? pstrdup(answer->hint) : NULL;
 	copy->result = answer->result ? pstrdup(answer->result) : NULL;
 	MemoryContextSwitchTo(old);
 }
@@ -250,20 +254,29 @@ take_answer(SagaAnswer *answer)
 
 	if (call == NULL)
 		return;
-	payload = MemoryContextAllocZero(saga_turn_context, sizeof(SagaPayload));
-	if (answer->has_sqlstate)
+	if (strcmp(answer->sqlstate, STALE_EPOCH) == 0)
 	{
-		strlcpy(payload->sqlstate, answer->sqlstate, sizeof(payload->sqlstate));
-		if (kind != SAGA_ANSWER_UNKNOWN && kind != SAGA_ANSWER_DONE &&
-			kind != SAGA_ANSWER_REFUSED)
-			kind = saga_classify_sqlstate(answer->sqlstate, call->call);
+		/* no answer to the call: it is us whom they no longer listen to */
+		fenced = answer->message ? answer->message : "a participant refused this coordinator";
+		return;
 	}
+	payload = MemoryContextAllocZero(saga_turn_context, sizeof(SagaPayload));
+	strlcpy(payload->sqlstate, answer->sqlstate, sizeof(payload->sqlstate));
+	if (answer->has_sqlstate && kind != SAGA_ANSWER_UNKNOWN &&
+		kind != SAGA_ANSWER_DONE && kind != SAGA_ANSWER_REFUSED)
+		kind = saga_classify_sqlstate(answer->sqlstate, call->call);
 	if (answer->message)
 	{
+		StringInfoData message;
 		MemoryContext old = MemoryContextSwitchTo(saga_turn_context);
 
-		payload->message = answer->detail ?
-			psprintf("%s (%s)", answer->message, answer->detail) : pstrdup(answer->message);
+		initStringInfo(&message);
+		appendStringInfoString(&message, answer->message);
+		if (answer->detail)
+			appendStringInfo(&message, " (%s)", answer->detail);
+		if (answer->hint && kind == SAGA_ANSWER_BROKEN)
+			appendStringInfo(&message, " Hint: %s", answer->hint);
+		payload->message = message.data;
 		MemoryContextSwitchTo(old);
 	}
 	if (kind == SAGA_ANSWER_DONE && answer->result)
@@ -298,7 +311,7 @@ take_ring(void)
 		n = saga_ring_take(ring, entries, lengthof(entries), &over);
 		overflow |= over;
 		for (int i = 0; i < n; i++)
-			saga_arrive(&entries[i].saga_id, entries[i].inbox_id);
+			saga_arrive(&entries[i].saga_id, entries[i].inbox_id, entries[i].priority);
 	} while (n == (int) lengthof(entries));
 	if (overflow)
 		scan_tables();
@@ -364,6 +377,14 @@ turn(bool poll_tables)
 	}
 	nanswers = maxanswers = 0;
 	answers = NULL;
+	if (fenced)
+	{
+		/* another copy of this database acts: hold everything here */
+		ereport(LOG, (errmsg("this coordinator is fenced off: %s", fenced)));
+		saga_log_hold(psprintf("a later copy of this database calls its participants: %s", fenced));
+		saga_worker_commit(true);
+		proc_exit(0);
+	}
 	MemoryContextReset(answers_context);
 	saga_dispatch_pump();
 	saga_runs_timers(saga_now());
@@ -399,7 +420,7 @@ turn_failed(void)
 	if (saga_current_set)
 	{
 		id = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&saga_current)));
-		saga_run_set_aside(&saga_current);
+		saga_run_set_aside(&saga_current, error);
 		saga_current_set = false;
 		ereport(LOG,
 				(errcode(error->sqlerrcode),
@@ -461,7 +482,6 @@ sleep_for(TimestampTz next_poll)
 	TimestampTz now = saga_now();
 	SagaTime	due = Min(Min(next_poll, next_upkeep), saga_runs_next_due());
 
-	due = Min(due, saga_connector_next_due());
 	if (!turn_is_empty())
 		due = Min(due, saga_turn_flush ? Max(now, write_again) :
 				  Max(saga_turn_since + LAZY_WRITE_AFTER, write_again));
@@ -478,8 +498,10 @@ void
 saga_coordinator_main(Datum main_arg)
 {
 	TimestampTz next_poll;
+	uint64		servers_seen;
 
 	start(main_arg);
+	servers_seen = saga_server_generation();
 	next_poll = saga_now() + (int64) saga_safety_poll_interval * 1000;
 
 	for (;;)
@@ -501,7 +523,11 @@ saga_coordinator_main(Datum main_arg)
 				proc_exit(0);	/* buckets are dealt out anew */
 		}
 		now = saga_now();
-		saga_connector_run_timers(now);
+		if (servers_seen != saga_server_generation())
+		{
+			servers_seen = saga_server_generation();
+			saga_connector_server_changed();
+		}
 		poll_tables = now >= next_poll;
 		if (poll_tables)
 			next_poll = now + (int64) saga_safety_poll_interval * 1000;

@@ -43,6 +43,7 @@ typedef struct SagaRun
 	bool		evict;			/* leave memory when this turn is written */
 	bool		ended_elsewhere;	/* an executor ended the row */
 	bool		stuck_written;
+	struct Gate *gate;			/* counts it, if its definition has a limit */
 	int			calls;			/* out */
 	Jsonb	  **skip_result;	/* of skip verbs that wait for a claim */
 } SagaRun;
@@ -55,7 +56,11 @@ typedef struct Known
 	SagaTime	due;			/* next thing by time, NEVER = none */
 	pairingheap_node node;
 	bool		in_heap;
-	bool		queued;			/* in the arrivals */
+	bool		queued;			/* in the arrivals, or at its gate */
+	bool		at_gate;
+	int32		priority;
+	int32		failures;		/* how often it was set aside */
+	pairingheap_node arrival;
 	bool		has_wakeup;		/* has a row in saga.wakeup */
 	bool		outcomes_unread;	/* was set aside: local outcomes may stand */
 } Known;
@@ -84,7 +89,7 @@ typedef struct SagaCallOut
 extern void saga_runs_init(void);
 extern Known *saga_known(const pg_uuid_t *id, bool create);
 extern void saga_set_due(Known *known, SagaTime due);
-extern void saga_arrive(const pg_uuid_t *id, int64 inbox_id);
+extern void saga_arrive(const pg_uuid_t *id, int64 inbox_id, int32 priority);
 extern void saga_sleeps(const pg_uuid_t *id, TimestampTz due);
 extern bool saga_arrivals_pending(void);
 extern int	saga_runs_loaded(void);
@@ -100,7 +105,7 @@ extern int	saga_node_of_step(void *def, const char *step);
 /* The saga that is worked on, and what to do if that raised an error. */
 extern pg_uuid_t saga_current;
 extern bool saga_current_set;
-extern void saga_run_set_aside(const pg_uuid_t *id);
+extern void saga_run_set_aside(const pg_uuid_t *id, const ErrorData *error);
 
 /* ---- turn.c ---- */
 extern SagaTurn saga_turn;		/* what is decided and not yet written */

@@ -65,14 +65,20 @@ run(const char *sql, int nargs, Oid *types, Datum *values, const char *nulls, in
 		elog(ERROR, "could not run \"%s\": %s", sql, SPI_result_code_string(rc));
 }
 
-static char *
-hold(const char *reason)
+void
+saga_log_hold(const char *reason)
 {
 	Oid			types[1] = {TEXTOID};
 	Datum		values[1];
 
 	values[0] = CStringGetTextDatum(reason);
 	run("UPDATE saga.identity SET held = $1", 1, types, values, NULL, SPI_OK_UPDATE);
+}
+
+static char *
+hold(const char *reason)
+{
+	saga_log_hold(reason);
 	return pstrdup(reason);
 }
 

@@ -207,13 +207,10 @@ write_changes(const SagaTurn *turn)
 		r[INST_CAUSE] = true;
 		v[INST_CAUSE] = text_or_null(c->cause == SAGA_CAUSE_NONE ? NULL :
 									 saga_cause_name(c->cause), &n[INST_CAUSE]);
-		if (c->failed_step || c->error)
-		{
-			v[INST_FAILED_STEP] = text_or_null(c->failed_step, &n[INST_FAILED_STEP]);
-			v[INST_SQLSTATE] = text_or_null(c->sqlstate, &n[INST_SQLSTATE]);
-			v[INST_ERROR] = text_or_null(c->error, &n[INST_ERROR]);
-			r[INST_FAILED_STEP] = r[INST_SQLSTATE] = r[INST_ERROR] = true;
-		}
+		v[INST_FAILED_STEP] = text_or_null(c->failed_step, &n[INST_FAILED_STEP]);
+		v[INST_SQLSTATE] = text_or_null(c->sqlstate, &n[INST_SQLSTATE]);
+		v[INST_ERROR] = text_or_null(c->error, &n[INST_ERROR]);
+		r[INST_FAILED_STEP] = r[INST_SQLSTATE] = r[INST_ERROR] = true;
 		if (c->ended_at != 0)
 		{
 			v[INST_ENDED_AT] = TimestampTzGetDatum(c->ended_at);
@@ -509,6 +506,23 @@ saga_log_read(const pg_uuid_t *id, int (*node_of) (void *, const char *),
 	return entries;
 }
 
+int32
+saga_log_last_seq(const pg_uuid_t *id)
+{
+	static SPIPlanPtr plan = NULL;
+	Oid			types[1] = {UUIDOID};
+	Datum		values[1];
+	bool		isnull;
+	int32		seq;
+
+	values[0] = UUIDPGetDatum(id);
+	run_query(&plan, "SELECT coalesce(max(seq), 0) FROM saga.log_record WHERE saga_id = $1",
+			  1, types, values);
+	seq = DatumGetInt32(column(0, 1, &isnull));
+	SPI_freetuptable(SPI_tuptable);
+	return seq;
+}
+
 SagaLive *
 saga_log_read_live(uint64 buckets, int *n)
 {
@@ -520,7 +534,7 @@ saga_log_read_live(uint64 buckets, int *n)
 
 	values[0] = bucket_array(buckets);
 	run_query(&plan,
-			  "SELECT i.id, coalesce(w.due, CASE WHEN i.state = 'pending' THEN i.start_at END)"
+			  "SELECT i.id, coalesce(w.due, CASE WHEN i.state = 'pending' THEN i.start_at END), i.priority"
 			  " FROM saga.instance i LEFT JOIN saga.wakeup w ON w.saga_id = i.id"
 			  " WHERE i.bucket = ANY ($1) AND i.ended_at IS NULL ORDER BY i.id",
 			  1, types, values);
@@ -534,6 +548,7 @@ saga_log_read_live(uint64 buckets, int *n)
 		live[i].id = *DatumGetUUIDP(column(i, 1, &isnull));
 		due = column(i, 2, &isnull);
 		live[i].due = isnull ? 0 : DatumGetTimestampTz(due);
+		live[i].priority = DatumGetInt32(column(i, 3, &isnull));
 	}
 	SPI_freetuptable(SPI_tuptable);
 	return live;

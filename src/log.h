@@ -119,6 +119,9 @@ typedef struct SagaInstanceRow
 	bool		ended;			/* by an executor, log not yet closed */
 } SagaInstanceRow;
 
+/* Number of the last record of a saga's log. */
+extern int32 saga_log_last_seq(const pg_uuid_t *id);
+
 /* By id in the current context; false if there is no such row. */
 extern bool saga_log_read_instance(const pg_uuid_t *id, SagaInstanceRow *row);
 
@@ -130,6 +133,7 @@ typedef struct SagaLive
 {
 	pg_uuid_t	id;
 	TimestampTz due;			/* 0: now */
+	int32		priority;
 } SagaLive;
 
 /* Every live saga of the given buckets (bit mask), oldest first. */
@@ -172,5 +176,8 @@ extern SagaRingEntry *saga_log_list_inbox(uint64 buckets, int *n);
  * participants.  Returns NULL, or why sagas must be held (palloc'd).
  */
 extern char *saga_log_raise_epoch(SagaEpoch *epoch);
+
+/* Hold all sagas of this database until saga.take_over(). */
+extern void saga_log_hold(const char *reason);
 
 #endif							/* SAGA_LOG_H */

@@ -211,6 +211,7 @@ typedef struct SagaState
 	 * doubtful.
 	 */
 	bool		clean;
+	bool		restart;		/* some call may have to go out again */
 	bool		due_stale;		/* due_min must be found again */
 	SagaTime	due_min;		/* earliest due of a step not in flight */
 	int32		ready_head;		/* ready nodes before it have been called */

@@ -51,7 +51,7 @@ is_backoff(uint8 status)
 
 /* Every change of a status, so that the counts hold. */
 void
-saga_step_set_status(SagaState *state, SagaStep *step, SagaStepStatus status)
+machine_set_status(SagaState *state, SagaStep *step, SagaStepStatus status)
 {
 	uint8		old = step->status;
 
@@ -75,7 +75,7 @@ saga_step_set_status(SagaState *state, SagaStep *step, SagaStepStatus status)
 static void
 back_off(SagaState *state, SagaStep *step, SagaStepStatus status, SagaTime due)
 {
-	saga_step_set_status(state, step, status);
+	machine_set_status(state, step, status);
 	step->due = due;
 	state->due_min = Min(state->due_min, due);
 }
@@ -150,7 +150,7 @@ finish_action(SagaState *state, SagaStep *step, SagaStepStatus status,
 	step->done_at = seq;
 	end_claim(state, step);
 	relieve(state, step);
-	saga_step_set_status(state, step, status);
+	machine_set_status(state, step, status);
 	release_followers(state, step);
 	if (node_of(state, step)->pivot)
 		state->pivot_intent = true;
@@ -166,7 +166,7 @@ finish_undo(SagaState *state, SagaStep *step)
 	step->due = 0;
 	end_claim(state, step);
 	relieve(state, step);
-	saga_step_set_status(state, step, SAGA_STEP_UNDONE);
+	machine_set_status(state, step, SAGA_STEP_UNDONE);
 }
 
 /* ------------------------------------------------------- plausibility */
@@ -251,7 +251,7 @@ apply_intent(SagaState *state, const SagaRecord *record)
 			step->intent_at = record->seq;
 			if (node_of(state, step)->pivot)
 				state->pivot_intent = true;
-			saga_step_set_status(state, step, SAGA_STEP_CALLING);
+			machine_set_status(state, step, SAGA_STEP_CALLING);
 			return true;
 
 		case SAGA_OP_UNDO:
@@ -262,7 +262,7 @@ apply_intent(SagaState *state, const SagaRecord *record)
 			step->skip_tried = false;
 			step->attempts = 0;
 			step->broken = 0;
-			saga_step_set_status(state, step, SAGA_STEP_UNDO_CALLING);
+			machine_set_status(state, step, SAGA_STEP_UNDO_CALLING);
 			return true;
 
 		case SAGA_OP_CLAIM:
@@ -393,7 +393,7 @@ apply_failed_undo(SagaState *state, SagaStep *step, const SagaRecord *record)
 	if (record->due != 0)
 		back_off(state, step, SAGA_STEP_UNDO_BACKOFF, record->due);
 	else
-		saga_step_set_status(state, step, SAGA_STEP_UNDO_STUCK);
+		machine_set_status(state, step, SAGA_STEP_UNDO_STUCK);
 	return true;
 }
 
@@ -425,7 +425,7 @@ apply_failed(SagaState *state, const SagaRecord *record)
 	if (record->due != 0)
 		back_off(state, step, SAGA_STEP_BACKOFF, record->due);
 	else
-		saga_step_set_status(state, step, SAGA_STEP_FAILED);
+		machine_set_status(state, step, SAGA_STEP_FAILED);
 	if (record->due == 0 && !step->maybe && node_of(state, step)->pivot)
 		state->pivot_intent = false;
 	return true;
@@ -504,7 +504,7 @@ apply_undo(SagaState *state, const SagaRecord *record)
 		step->reason = SAGA_STUCK_NONE;
 		step->refused = false;
 		if (step->status == SAGA_STEP_STUCK)
-			saga_step_set_status(state, step, SAGA_STEP_FAILED);
+			machine_set_status(state, step, SAGA_STEP_FAILED);
 	}
 	memset(&state->hook, 0, sizeof(SagaStep));
 	state->nstuck = 0;
@@ -551,7 +551,7 @@ apply_stuck(SagaState *state, const SagaRecord *record)
 			{
 				if (step->status != SAGA_STEP_FAILED || step->continued)
 					return false;
-				saga_step_set_status(state, step, SAGA_STEP_STUCK);
+				machine_set_status(state, step, SAGA_STEP_STUCK);
 			}
 			else if (step->status != SAGA_STEP_UNDO_BACKOFF &&
 					 step->status != SAGA_STEP_UNDO_STUCK)
@@ -639,14 +639,14 @@ apply_refused(SagaState *state, const SagaRecord *record)
 	{
 		step->undo_maybe = false;
 		step->refused = skip;
-		saga_step_set_status(state, step, SAGA_STEP_UNDO_STUCK);
+		machine_set_status(state, step, SAGA_STEP_UNDO_STUCK);
 		return true;
 	}
 	step->maybe = false;
 
 	/* when the saga is being undone, having no effect is all there is to it */
 	step->refused = skip && state->direction == SAGA_FORWARD;
-	saga_step_set_status(state, step, SAGA_STEP_FAILED);
+	machine_set_status(state, step, SAGA_STEP_FAILED);
 	if (!step->refused && node_of(state, step)->pivot)
 		state->pivot_intent = false;
 	return true;

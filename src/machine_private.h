@@ -1,7 +1,8 @@
 /*
  * machine_private.h
- *		What the parts of the state machine share: machine.c (events, verbs,
- *		answers), machine_undo.c (order of the undo), machine_fold.c (records).
+ *		What the parts of the state machine share: machine.c (decisions and
+ *		entries), machine_answers.c, machine_verbs.c, machine_undo.c (order of
+ *		the undo), machine_fold.c (records).
  *
  * Nobody else includes this.
  */
@@ -82,20 +83,89 @@ pivot_phase(const SagaState *state)
 	return PIVOT_OPEN;
 }
 
+static inline SagaStep *
+machine_step(SagaState *state, int32 node)
+{
+	return node == SAGA_NODE_END ? &state->hook : &state->steps[node];
+}
+
+static inline void
+machine_call_is_over(SagaState *state, SagaStep *step)
+{
+	step->in_flight = false;
+	state->in_flight--;
+}
+
+static inline void
+machine_claim_is_over(SagaState *state, SagaStep *step)
+{
+	step->claim_out = false;
+	state->in_flight--;
+}
+
 /* machine_fold.c */
-extern void saga_step_set_status(SagaState *state, SagaStep *step,
-								 SagaStepStatus status);
+extern void machine_set_status(SagaState *state, SagaStep *step,
+							   SagaStepStatus status);
 
 /* machine.c */
-extern SagaRecord saga_record(SagaRecordKind kind, int32 node, SagaOp op);
-extern bool saga_emit(Machine *m, SagaRecord *record);
-extern void saga_call(Machine *m, int32 node, SagaOp op);
+extern const SagaRetry machine_own_retry;
+
+extern SagaRecord machine_record(SagaRecordKind kind, int32 node, SagaOp op);
+extern bool machine_try_emit(Machine *m, SagaRecord *record);
+extern bool machine_emit(Machine *m, SagaRecord *record);
+extern bool machine_emit_simple(Machine *m, SagaRecordKind kind, int32 node,
+								SagaOp op);
+extern void machine_call(Machine *m, int32 node, SagaOp op);
+extern void machine_forget_calls(Machine *m, int32 node);
+extern void machine_restart_calls(SagaState *state);
+extern SagaTime machine_retry_at(const Machine *m, const SagaRetry *retry,
+								 int32 n, SagaTime retry_after);
+extern bool machine_is_doubtful(const SagaState *state, const SagaStep *step);
+extern void machine_stuck(Machine *m, int32 node, SagaOp op,
+						  SagaStuckReason reason);
+extern void machine_turn(Machine *m, SagaCause cause, int32 node,
+						 const void *payload);
+extern void machine_claim(Machine *m, int32 node, const void *payload);
+extern void machine_end(Machine *m, SagaStateName state, SagaCause cause);
+extern void machine_end_in_direction(Machine *m);
+
+/* machine_answers.c */
+extern void machine_on_answer(Machine *m, const SagaEvent *event);
+extern void machine_on_lost(Machine *m, const SagaEvent *event);
+extern void machine_report_failures(Machine *m, int32 node);
+
+/* machine_verbs.c */
+extern void machine_on_verb(Machine *m, const SagaEvent *event);
 
 /* machine_undo.c */
-extern void saga_undo_begin(Machine *m);
-extern void saga_undo_touch(Machine *m, int32 node);
-extern void saga_undo_settle(Machine *m, int32 node);
-extern void saga_undo_advance(Machine *m);
-extern bool saga_undo_finished(const SagaState *state);
+extern void machine_undo_begin(Machine *m);
+extern void machine_undo_touch(Machine *m, int32 node);
+extern void machine_undo_settle(Machine *m, int32 node);
+extern void machine_undo_advance(Machine *m);
+extern bool machine_undo_finished(const SagaState *state);
+
+/* ------------------------------------------------------- the ending */
+
+static inline bool
+hook_over(const SagaState *state)
+{
+	return state->hook.status == SAGA_STEP_DONE ||
+		state->hook.status == SAGA_STEP_SKIPPED;
+}
+
+/* Are all nodes settled, so that only the ending is left? */
+static inline bool
+all_settled(const SagaState *state)
+{
+	return state->direction == SAGA_FORWARD ?
+		state->open + state->nheld == 0 : machine_undo_finished(state);
+}
+
+static inline bool
+has_ending_hook(const SagaState *state)
+{
+	return state->direction == SAGA_FORWARD ? state->graph->has_on_completed :
+		state->graph->has_on_compensated;
+}
 
 #endif							/* SAGA_MACHINE_PRIVATE_H */

@@ -5,7 +5,7 @@
  * Called by machine.c alone, in direction UNDO.  Keeps, beside the state's
  * lasting part, the class of every node and how many of its followers still
  * stand in its way, so that one answer costs O(log n), not a scan.  All of it
- * is ephemeral: saga_undo_begin() finds it again from the fold.
+ * is ephemeral: machine_undo_begin() finds it again from the fold.
  *
  * A node is CLEAR when nothing of it or of what follows it is left.  Order
  * REVERSE also waits for that: completion times alone would do, were it not
@@ -162,7 +162,7 @@ clear_upwards(SagaState *state, int32 node)
 
 /* After the UNDO record, and again when a log was folded. */
 void
-saga_undo_begin(Machine *m)
+machine_undo_begin(Machine *m)
 {
 	SagaState  *state = m->state;
 	const SagaGraph *graph = m->graph;
@@ -188,12 +188,12 @@ saga_undo_begin(Machine *m)
 			heap_push(state, graph->topo[k]);
 	}
 	for (int32 i = 0; i < graph->nnodes; i++)
-		saga_undo_settle(m, i);
+		machine_undo_settle(m, i);
 }
 
 /* A record has changed the node.  A terminating saga undoes no more. */
 void
-saga_undo_touch(Machine *m, int32 node)
+machine_undo_touch(Machine *m, int32 node)
 {
 	SagaState  *state = m->state;
 	SagaStep   *step = &state->steps[node];
@@ -204,7 +204,7 @@ saga_undo_touch(Machine *m, int32 node)
 	if (step->undo_class == UNDO_CLEAR && now != UNDO_NONE)
 	{
 		/* only by a local action whose outcome was read late */
-		saga_undo_begin(m);
+		machine_undo_begin(m);
 		return;
 	}
 	if (step->undo_class == now || step->undo_class == UNDO_CLEAR)
@@ -227,7 +227,7 @@ saga_undo_touch(Machine *m, int32 node)
  * how much certainty.
  */
 void
-saga_undo_settle(Machine *m, int32 node)
+machine_undo_settle(Machine *m, int32 node)
 {
 	SagaState  *state = m->state;
 	SagaStep   *step = &state->steps[node];
@@ -239,10 +239,10 @@ saga_undo_settle(Machine *m, int32 node)
 		 step->status != SAGA_STEP_BACKOFF))
 		return;
 	if (local && step->status == SAGA_STEP_CALLING)
-		saga_step_set_status(state, step, SAGA_STEP_IDLE);	/* no record */
+		machine_set_status(state, step, SAGA_STEP_IDLE);	/* no record */
 	else
 	{
-		record = saga_record(SAGA_RECORD_FAILED, node, SAGA_OP_ACTION);
+		record = machine_record(SAGA_RECORD_FAILED, node, SAGA_OP_ACTION);
 		record.attempt = step->attempts;
 		record.maybe = !local && (step->maybe || step->lost);
 		record.answer = step->last_kind;
@@ -250,10 +250,10 @@ saga_undo_settle(Machine *m, int32 node)
 			record.answer == SAGA_ANSWER_DONE ||
 			record.answer == SAGA_ANSWER_REFUSED)
 			record.answer = local ? SAGA_ANSWER_TRANSIENT : SAGA_ANSWER_UNKNOWN;
-		saga_emit(m, &record);
+		machine_emit(m, &record);
 	}
 	step->lost = false;
-	saga_undo_touch(m, node);
+	machine_undo_touch(m, node);
 }
 
 static void
@@ -265,19 +265,19 @@ start_undo(Machine *m, int32 node)
 
 	step->lost = false;
 	if (m->graph->nodes[node].compensation_local)
-		saga_step_set_status(state, step, SAGA_STEP_UNDO_CALLING);
+		machine_set_status(state, step, SAGA_STEP_UNDO_CALLING);
 	else
 	{
-		record = saga_record(SAGA_RECORD_INTENT, node, SAGA_OP_UNDO);
-		saga_emit(m, &record);
+		record = machine_record(SAGA_RECORD_INTENT, node, SAGA_OP_UNDO);
+		machine_emit(m, &record);
 	}
-	saga_call(m, node, SAGA_OP_UNDO);
-	saga_undo_touch(m, node);
+	machine_call(m, node, SAGA_OP_UNDO);
+	machine_undo_touch(m, node);
 }
 
 /* Start what may be undone now. */
 void
-saga_undo_advance(Machine *m)
+machine_undo_advance(Machine *m)
 {
 	SagaState  *state = m->state;
 
@@ -295,7 +295,7 @@ saga_undo_advance(Machine *m)
 }
 
 bool
-saga_undo_finished(const SagaState *state)
+machine_undo_finished(const SagaState *state)
 {
 	return state->undo_awaited == 0 && state->undo_needed == 0 &&
 		state->undo_active == 0;

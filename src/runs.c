@@ -33,6 +33,17 @@ typedef struct Queue
 	int64		size;
 } Queue;
 
+/*
+ * A definition with max_running: how many of its sagas run here, and those
+ * that wait for one to end.  All versions of a name share one gate.
+ */
+typedef struct Gate
+{
+	char		name[NAMEDATALEN];	/* hash key; long names share by prefix */
+	int			running;
+	Queue		waiting;
+} Gate;
+
 pg_uuid_t	saga_current;
 bool		saga_current_set = false;
 
@@ -41,7 +52,8 @@ static HTAB *known_sagas;
 static pairingheap *timers;
 static int	loaded = 0;
 
-static Queue arrivals;			/* sagas to be taken in, when there is room */
+static pairingheap *arrivals;	/* sagas to be taken in, when there is room */
+static HTAB *gates;
 static Queue commands;			/* of the inbox; they need no room */
 
 /* ------------------------------------------------------------- helpers */
@@ -61,6 +73,18 @@ compare_due(const pairingheap_node *a, const pairingheap_node *b, void *arg)
 	return ka->due < kb->due ? 1 : ka->due > kb->due ? -1 : 0;
 }
 
+/* Higher priority first, then the older one. */
+static int
+compare_arrival(const pairingheap_node *a, const pairingheap_node *b, void *arg)
+{
+	const Known *ka = pairingheap_const_container(Known, arrival, a);
+	const Known *kb = pairingheap_const_container(Known, arrival, b);
+
+	if (ka->priority != kb->priority)
+		return ka->priority > kb->priority ? 1 : -1;
+	return memcmp(&kb->id, &ka->id, UUID_LEN);
+}
+
 void
 saga_runs_init(void)
 {
@@ -76,6 +100,11 @@ saga_runs_init(void)
 							  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	MemoryContextSwitchTo(runs_context);
 	timers = pairingheap_allocate(compare_due, NULL);
+	arrivals = pairingheap_allocate(compare_arrival, NULL);
+	memset(&ctl, 0, sizeof(ctl));
+	ctl.keysize = NAMEDATALEN;
+	ctl.entrysize = sizeof(Gate);
+	gates = hash_create("saga gates", 64, &ctl, HASH_ELEM | HASH_STRINGS);
 	saga_turn_init();
 	saga_calls_init();
 }
@@ -109,8 +138,19 @@ saga_set_due(Known *known, SagaTime due)
 }
 
 static void
+dequeue(Known *known)
+{
+	/* a gate's queue holds ids, not pointers */
+	if (known->queued && !known->at_gate)
+		pairingheap_remove(arrivals, &known->arrival);
+	known->queued = false;
+	known->at_gate = false;
+}
+
+static void
 forget_known(Known *known)
 {
+	dequeue(known);
 	saga_set_due(known, SAGA_NEVER);
 	hash_search(known_sagas, &known->id, HASH_REMOVE, NULL);
 }
@@ -139,7 +179,7 @@ enqueue(Queue *queue, const pg_uuid_t *id, int64 inbox_id)
 }
 
 void
-saga_arrive(const pg_uuid_t *id, int64 inbox_id)
+saga_arrive(const pg_uuid_t *id, int64 inbox_id, int32 priority)
 {
 	Known	   *known;
 
@@ -152,7 +192,8 @@ saga_arrive(const pg_uuid_t *id, int64 inbox_id)
 	if (known->run == NULL && !known->queued)
 	{
 		known->queued = true;
-		enqueue(&arrivals, id, 0);
+		known->priority = priority;
+		pairingheap_add(arrivals, &known->arrival);
 	}
 }
 
@@ -172,13 +213,56 @@ bool
 saga_arrivals_pending(void)
 {
 	return commands.head < commands.tail ||
-		(arrivals.head < arrivals.tail && loaded < saga_max_running);
+		(!pairingheap_is_empty(arrivals) && loaded < saga_max_running);
 }
 
 int
 saga_runs_loaded(void)
 {
 	return loaded;
+}
+
+static Gate *
+gate_of(const SagaDefinition *def)
+{
+	char		name[NAMEDATALEN];
+	Gate	   *gate;
+	bool		found;
+
+	if (def->max_running == 0)
+		return NULL;
+	strlcpy(name, def->name, sizeof(name));
+	gate = hash_search(gates, name, HASH_ENTER, &found);
+	if (!found)
+	{
+		gate->running = 0;
+		memset(&gate->waiting, 0, sizeof(gate->waiting));
+	}
+	return gate;
+}
+
+/* Coordinators share a limit evenly; each lets at least one through. */
+static bool
+gate_is_full(const Gate *gate, const SagaDefinition *def)
+{
+	return gate->running >= Max(1, def->max_running / saga_coordinators);
+}
+
+static void
+leave_gate(Gate *gate)
+{
+	gate->running--;
+	while (gate->waiting.head < gate->waiting.tail)
+	{
+		SagaRingEntry entry = gate->waiting.entries[gate->waiting.head++ % gate->waiting.size];
+		Known	   *known = saga_known(&entry.saga_id, false);
+
+		if (known == NULL || !known->queued)
+			continue;			/* cancelled meanwhile */
+		dequeue(known);
+		saga_arrive(&entry.saga_id, 0, known->priority);
+		break;
+	}
 }
 
 void
@@ -189,6 +273,8 @@ saga_run_free(SagaRun *run, bool forget)
 	saga_calls_forget_run(run);
 	loaded--;
 	known->run = NULL;
+	if (run->gate)
+		leave_gate(run->gate);
 	MemoryContextDelete(run->context);
 	if (forget)
 		forget_known(known);
@@ -254,7 +340,12 @@ new_run(Known *known, const SagaInstanceRow *row, SagaDefinition *def,
 	run->written_cause = run->state->cause;
 	MemoryContextSwitchTo(old);
 	known->run = run;
+	dequeue(known);
 	loaded++;
+	run->gate = gate_of(def);
+	if (run->gate)
+		run->gate->running++;
+	run->stuck_written = known->failures > 0;
 	return run;
 }
 
@@ -284,9 +375,12 @@ replay(SagaRun *run, List *entries)
 	run->written_cause = run->state->cause;
 }
 
-/* Bring one saga into memory; NULL if it is no more, or not yet. */
+/*
+ * Bring one saga into memory; NULL if it is no more, or not yet: a command
+ * (at_once) does not wait for a definition's limit or pause.
+ */
 static SagaRun *
-take_in(Known *known)
+take_in(Known *known, bool at_once)
 {
 	MemoryContext context = AllocSetContextCreate(runs_context, "saga",
 												  ALLOCSET_SMALL_SIZES);
@@ -305,7 +399,7 @@ take_in(Known *known)
 		return NULL;
 	}
 	MemoryContextSwitchTo(old);
-	if (row.state == SAGA_PENDING && row.start_at > saga_now())
+	if (row.state == SAGA_PENDING && row.start_at > saga_now() && !at_once)
 	{
 		saga_set_due(known, row.start_at);
 		MemoryContextDelete(context);
@@ -316,11 +410,22 @@ take_in(Known *known)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("definition " INT64_FORMAT " does not exist", row.definition_id)));
-	if (row.state == SAGA_PENDING && def->paused)
+	if (row.state == SAGA_PENDING && !at_once)
 	{
-		saga_set_due(known, saga_now() + PAUSED_LOOK);
-		MemoryContextDelete(context);
-		return NULL;
+		Gate	   *gate = gate_of(def);
+
+		if (def->paused || (gate && gate_is_full(gate, def)))
+		{
+			MemoryContextDelete(context);
+			if (def->paused)
+				saga_set_due(known, saga_now() + PAUSED_LOOK);
+			else
+			{
+				known->queued = known->at_gate = true;
+				enqueue(&gate->waiting, &known->id, 0);
+			}
+			return NULL;
+		}
 	}
 	if (known->outcomes_unread)
 	{
@@ -368,6 +473,41 @@ verb_of(const char *name)
 			 errmsg("unknown verb \"%s\" in saga.inbox", name)));
 }
 
+/*
+ * Terminate by force a saga that cannot be taken in (its log is damaged, its
+ * definition does not compile): its row and one record say so.
+ */
+static void
+end_unreadable(Known *known, const SagaInboxRow *inbox)
+{
+	SagaLogEntry *entry = SAGA_APPEND(saga_turn.entries, saga_turn.nentries,
+									  saga_turn.maxentries);
+	SagaInstanceChange *change = SAGA_APPEND(saga_turn.changes, saga_turn.nchanges,
+											 saga_turn.maxchanges);
+	SagaStuckChange *stuck = SAGA_APPEND(saga_turn.stuck, saga_turn.nstuck,
+										 saga_turn.maxstuck);
+	TimestampTz now = saga_now();
+
+	memset(entry, 0, sizeof(*entry));
+	entry->saga_id = known->id;
+	entry->at = now;
+	entry->record.seq = saga_log_last_seq(&known->id) + 1;
+	entry->record.kind = SAGA_RECORD_ENDED;
+	entry->record.state = SAGA_TERMINATED;
+	entry->record.cause = SAGA_CAUSE_OPERATOR;
+	entry->record.node = SAGA_NO_NODE;
+	entry->payload.actor = MemoryContextStrdup(saga_turn_context, inbox->actor);
+	entry->payload.note = inbox->note ? MemoryContextStrdup(saga_turn_context, inbox->note) : NULL;
+	memset(change, 0, sizeof(*change));
+	change->id = known->id;
+	change->state = SAGA_TERMINATED;
+	change->cause = SAGA_CAUSE_OPERATOR;
+	change->ended_at = now;
+	memset(stuck, 0, sizeof(*stuck));
+	stuck->saga_id = known->id;
+	forget_known(known);
+}
+
 static void
 consume_inbox(int64 id)
 {
@@ -384,7 +524,13 @@ consume_inbox(int64 id)
 		saga_turn_since = saga_now();
 	saga_turn_flush = true;
 	known = saga_known(&row.saga_id, true);
-	run = known->run ? known->run : take_in(known);
+	if (known->run == NULL && known->failures > 0 && row.force &&
+		verb_of(row.verb) == SAGA_VERB_TERMINATE)
+	{
+		end_unreadable(known, &row);
+		return;
+	}
+	run = known->run ? known->run : take_in(known, true);
 	if (run == NULL)
 		return;
 	memset(&event, 0, sizeof(event));
@@ -429,15 +575,14 @@ saga_runs_admit(uint64 buckets, int max)
 				consume_inbox(entry.inbox_id);
 			continue;
 		}
-		entry = arrivals.entries[arrivals.head++ % arrivals.size];
-		saga_current = entry.saga_id;
+		known = pairingheap_container(Known, arrival, pairingheap_remove_first(arrivals));
+		saga_current = known->id;
 		saga_current_set = true;
-		known = saga_known(&entry.saga_id, true);
 		known->queued = false;
-		if (!is_ours(buckets, &entry.saga_id))
+		if (!is_ours(buckets, &known->id))
 			forget_known(known);
 		else if (known->run == NULL)
-			(void) take_in(known);
+			(void) take_in(known, false);
 	}
 	saga_current_set = false;
 }
@@ -455,7 +600,7 @@ saga_runs_timers(SagaTime now)
 		saga_set_due(known, SAGA_NEVER);
 		if (known->run == NULL)
 		{
-			saga_arrive(&known->id, 0);
+			saga_arrive(&known->id, 0, known->priority);
 			continue;
 		}
 		memset(&event, 0, sizeof(event));
@@ -483,14 +628,25 @@ saga_runs_next_due(void)
  * from its log later.  The others go on.
  */
 void
-saga_run_set_aside(const pg_uuid_t *id)
+saga_run_set_aside(const pg_uuid_t *id, const ErrorData *error)
 {
 	Known	   *known = saga_known(id, true);
+	SagaStuckChange *stuck;
 
 	saga_turn_drop(id, known->run);
 	if (known->run)
 		saga_run_free(known->run, false);
-	known->queued = false;
 	known->outcomes_unread = true;
+	known->failures++;
 	saga_set_due(known, saga_now() + SET_ASIDE_FOR);
+
+	stuck = SAGA_APPEND(saga_turn.stuck, saga_turn.nstuck, saga_turn.maxstuck);
+	memset(stuck, 0, sizeof(*stuck));
+	stuck->saga_id = *id;
+	stuck->stuck = true;
+	stuck->reason = "error";
+	stuck->sqlstate = MemoryContextStrdup(saga_turn_context, unpack_sql_state(error->sqlerrcode));
+	stuck->message = MemoryContextStrdup(saga_turn_context, error->message);
+	stuck->since = saga_now();
+	saga_turn_flush = true;
 }

@@ -439,7 +439,7 @@ saga_installed_at_commit(void)
 }
 
 void
-saga_wake_at_commit(const pg_uuid_t *saga_id, int64 inbox_id)
+saga_wake_at_commit(const pg_uuid_t *saga_id, int64 inbox_id, int32 priority)
 {
 	register_callbacks();
 	if (announced == NULL)
@@ -457,6 +457,7 @@ saga_wake_at_commit(const pg_uuid_t *saga_id, int64 inbox_id)
 	}
 	announced[nannounced].entry.saga_id = *saga_id;
 	announced[nannounced].entry.inbox_id = inbox_id;
+	announced[nannounced].entry.priority = priority;
 	announced[nannounced].subxact = GetCurrentSubTransactionId();
 	nannounced++;
 }

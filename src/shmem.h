@@ -62,6 +62,7 @@ typedef struct SagaRingEntry
 {
 	pg_uuid_t	saga_id;
 	int64		inbox_id;		/* 0: a new saga, else a command for it */
+	int32		priority;		/* of a new saga */
 } SagaRingEntry;
 
 typedef struct SagaRing
@@ -153,7 +154,8 @@ extern int	saga_ring_take(SagaRing *ring, SagaRingEntry *out, int max,
 						   bool *overflow);
 
 /* In a session: at commit of this transaction, tell the coordinator. */
-extern void saga_wake_at_commit(const pg_uuid_t *saga_id, int64 inbox_id);
+extern void saga_wake_at_commit(const pg_uuid_t *saga_id, int64 inbox_id,
+								int32 priority);
 extern int	saga_bucket(const pg_uuid_t *saga_id);
 
 /* In CREATE EXTENSION: at commit, have the launcher look at this database. */

@@ -196,7 +196,7 @@ insert_instance(SagaTable *table, const StartOptions *o, const pg_uuid_t *id,
 	}
 #undef SET
 	saga_table_insert(table, v, n);
-	saga_wake_at_commit(id, 0);
+	saga_wake_at_commit(id, 0, o->priority);
 }
 
 /* What stands under a key already. */

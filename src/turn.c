@@ -159,9 +159,11 @@ note_change(SagaRun *run, TimestampTz now)
 	c->state = state->state;
 	c->direction = state->direction;
 	c->cause = state->cause;
+	c->failed_step = c->sqlstate = c->error = NULL;
 	if (state->direction == SAGA_UNDO || state->state == SAGA_STUCK)
 	{
-		c->failed_step = run->failed_step;
+		c->failed_step = state->direction == SAGA_UNDO ? run->failed_step :
+			saga_step_name(run, state->stuck_node);
 		c->sqlstate = MemoryContextStrdup(saga_turn_context, run->sqlstate);
 		c->error = run->error;
 	}

@@ -275,6 +275,6 @@ saga_verb(PG_FUNCTION_ARGS)
 	saga_spi_own("INSERT INTO saga.inbox (saga_id, bucket, verb, step, result, force, actor, note)"
 				 " VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING id",
 				 8, types, values, nulls, &inbox_id, &isnull);
-	saga_wake_at_commit(id, DatumGetInt64(inbox_id));
+	saga_wake_at_commit(id, DatumGetInt64(inbox_id), 0);
 	PG_RETURN_TEXT_P(cstring_to_text("queued"));
 }

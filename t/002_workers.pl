@@ -16,9 +16,9 @@ $c->alice(<<'SQL');
 SELECT saga.define('simple', input => 'n integer', steps => ARRAY[
     saga.step('local', action => 'SELECT act(''local'', (:n)::text)'),
     saga.step('remote', server => 'a', action => 'SELECT app.act(''remote'', (:n)::text)')]);
-SELECT saga.define('gated', input => 'n integer, gate bigint', steps => ARRAY[
+SELECT saga.define('gated', input => 'n integer, g bigint', steps => ARRAY[
     saga.step('local', action => 'SELECT act(''local'', (:n)::text)'),
-    saga.step('gate', server => 'a', action => 'SELECT app.gate(:gate)'),
+    saga.step('gate', server => 'a', action => 'SELECT app.gate(:g)'),
     saga.step('remote', server => 'a', action => 'SELECT app.act(''remote'', (:n)::text)')])
 SQL
 
@@ -39,7 +39,7 @@ sub start_gated
     $n++;
     $lock = $p->session(undef, 'a');
     $lock->query_safe("SELECT pg_advisory_lock($n)");
-    my $id = $c->start('gated', qq({"n": $n, "gate": $n}));
+    my $id = $c->start('gated', qq({"n": $n, "g": $n}));
     $p->until(q(SELECT count(*) = 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted), 't', 'a');
     return $id;
 }
@@ -112,10 +112,7 @@ for my $type (sort keys %number)
     is($c->ended($id), 'completed|||', 'and one at a fast stop');
 
     $id = start_gated();
-    $node->kill9;
-    let_go();
-    # the old postmaster's children see that it is gone, and end
-    ok(until_true(sub { $node->start(fail_ok => 1) }), 'the server comes back after kill -9');
+    ok(crash_server($node, \&let_go), 'the server comes back after kill -9');
     is($c->ended($id), 'completed|||', 'and one at kill -9 of the postmaster');
 }
 is($p->sql(q(SELECT count(*), count(DISTINCT arg) FROM app.effect), 'a'), "$n|$n", 'every remote effect once');
@@ -129,8 +126,8 @@ for my $round (1 .. 25)
 {
     $c->sql('CREATE EXTENSION saga', 'loop');
     my $state = $c->sql(<<'SQL', 'loop');
+SET SESSION AUTHORIZATION alice;
 SELECT saga.define('s', steps => ARRAY[saga.step('s', action => 'SELECT 1')]) \g /dev/null
-SET saga.allow_superuser_steps = on;
 SELECT saga.start('s') AS id \gset
 SELECT state FROM saga.wait(:'id', timeout => '60 s');
 SELECT saga.start('s') FROM generate_series(1, 20) \g /dev/null

@@ -84,10 +84,7 @@ sub kill_server
     my $node = $node{$name};
     # the postmaster and some of its children, as when the machine goes
     my @pids = query($name, 'SELECT pid FROM pg_stat_activity WHERE pid <> pg_backend_pid()');
-    $node->kill9;
-    kill 9, $_ for grep { rand() < 0.5 } @pids;
-    # to start again is refused until the last child has seen that it is alone
-    return until_true(sub { $node->start(fail_ok => 1) }, 60);
+    return crash_server($node, sub { kill 9, $_ for grep { rand() < 0.5 } @pids });
 }
 
 my %kills = (

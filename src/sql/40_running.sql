@@ -156,13 +156,15 @@ SELECT s.saga_id AS id, i.name, i.version, i.direction, s.step, s.operation, s.r
        CASE s.reason
            WHEN 'declined' THEN 'The step was declined and the saga cannot go back. Mend the cause, then retry the step, or skip it.'
            WHEN 'broken' THEN 'The participant''s configuration is at fault, see the error. Mend it, then retry the step.'
-           WHEN 'undo fails' THEN 'The compensation goes on being tried. Mend the participant, or skip it when it has been done by hand.'
+           WHEN 'undo_fails' THEN 'The compensation goes on being tried. Mend the participant, or skip it when it has been done by hand.'
            WHEN 'deadline' THEN 'The deadline passed after the pivot. Resume the saga to let it finish.'
-           WHEN 'hook fails' THEN 'The ending action of the definition fails. Mend the cause, then retry, or skip it.'
+           WHEN 'error' THEN 'The coordinator cannot work on this saga, see the error. It tries again every few seconds; terminate with force ends it.'
+           WHEN 'hook_fails' THEN 'The ending action of the definition fails. Mend the cause, then retry, or skip it.'
        END AS hint,
        CASE s.reason
            WHEN 'deadline' THEN ARRAY['resume', 'terminate']
-           ELSE CASE WHEN i.direction = 'forward' AND s.reason <> 'hook fails'
+           WHEN 'error' THEN ARRAY['terminate']
+           ELSE CASE WHEN i.direction = 'forward' AND s.reason <> 'hook_fails'
                      THEN ARRAY['retry_step', 'skip_step', 'cancel', 'terminate']
                      ELSE ARRAY['retry_step', 'skip_step', 'terminate'] END
        END AS verbs

@@ -242,7 +242,8 @@ static SagaTime deadline;
 static int	epoch;
 static bool honest;
 static bool verbose;
-static int	fault_level;
+static int	fault_level;		/* of participants and network, 0 to 3 */
+static int	chaos;				/* of everything else, 1 to 8 */
 static uint64 seed;
 static int64 number;
 static jmp_buf failed;
@@ -619,6 +620,72 @@ flush(void)
 
 /* ------------------------------------------------------- the coordinator */
 
+/* A failure that is final: was it allowed to be?  (fold is still before it.) */
+static void
+check_failure(const SagaRecord *r)
+{
+	const SagaNode *node;
+	const SagaStep *s;
+
+	if (r->op != SAGA_OP_ACTION)
+		return;
+	node = &nodes[r->node];
+	s = &fold->steps[r->node];
+	CHECK(r->attempt == s->attempts || r->attempt == s->attempts + 1,
+		  "attempt %d of node %d after %d", r->attempt, r->node, s->attempts);
+	CHECK(!(r->maybe && node->action_local), "a local step in doubt");
+	CHECK(!(s->sticky && !r->maybe && r->answer != SAGA_ANSWER_DECLINED),
+		  "node %d: doubt has vanished", r->node);
+	if (fold->direction == SAGA_UNDO || fold->terminating)
+		CHECK(r->due == 0, "node %d is to be tried again", r->node);
+	else if (r->due == 0)
+	{
+		CHECK(r->answer != SAGA_ANSWER_BROKEN ||
+			  s->broken + 1 == SAGA_BROKEN_LIMIT,
+			  "node %d is given up after %d broken answers", r->node,
+			  s->broken + 1);
+		if (r->answer == SAGA_ANSWER_TRANSIENT ||
+			r->answer == SAGA_ANSWER_UNKNOWN)
+			CHECK(!node->after_pivot && node->retry.max_attempts > 0 &&
+				  r->attempt >= node->retry.max_attempts &&
+				  !(node->pivot && r->maybe),
+				  "node %d is given up after %d attempts", r->node, r->attempt);
+	}
+	else
+		CHECK(r->answer != SAGA_ANSWER_DECLINED,
+			  "node %d is tried again though declined", r->node);
+}
+
+/* May this call start, as the saga stands? */
+static void
+check_call(const SagaCommand *c)
+{
+	const SagaNode *node = c->node >= 0 ? &nodes[c->node] : NULL;
+
+	CHECK(!live->paused, "a call starts while the saga is paused");
+	CHECK(!live->terminating || c->op == SAGA_OP_CLAIM,
+		  "a call starts while the saga is being terminated");
+	CHECK(!live->deadline_stuck || c->op == SAGA_OP_CLAIM ||
+		  c->op == SAGA_OP_HOOK, "a call starts after the deadline");
+	if (c->op == SAGA_OP_CLAIM)
+		CHECK(!(c->target == SAGA_OP_UNDO ? node->compensation_local :
+				node->action_local), "a local call is claimed");
+	if (c->op != SAGA_OP_ACTION)
+		return;
+	CHECK(live->direction == SAGA_FORWARD, "an action while undoing");
+	CHECK(node->kind == SAGA_NODE_STEP, "node %d has no action", c->node);
+	for (int k = 0; k < node->ndeps; k++)
+	{
+		const SagaStep *dep = &live->steps[node->deps[k]];
+
+		CHECK(dep->status == SAGA_STEP_DONE ||
+			  dep->status == SAGA_STEP_SKIPPED ||
+			  (dep->status == SAGA_STEP_FAILED && dep->continued),
+			  "node %d starts before node %d is over", c->node,
+			  node->deps[k]);
+	}
+}
+
 static void
 take_record(const SagaRecord *r)
 {
@@ -642,6 +709,8 @@ take_record(const SagaRecord *r)
 		nheavy++;
 	if (r->kind == SAGA_RECORD_INTENT && r->op != SAGA_OP_CLAIM)
 		place[r->node][r->op == SAGA_OP_UNDO].intent = nlog;
+	if (r->kind == SAGA_RECORD_FAILED)
+		check_failure(r);
 	CHECK(saga_machine_apply(fold, r), "the fold refuses record %d", r->seq);
 }
 
@@ -689,6 +758,7 @@ take_command(const SagaCommand *c)
 				calls[i].node == c->node && calls[i].op == c->op),
 			  "node %d %s is called while it is out", c->node,
 			  saga_op_name(c->op));
+	check_call(c);
 	if (c->op == SAGA_OP_UNDO && c->attempt == 1)
 		check_undo_order(c->node);
 	if (c->node == SAGA_NODE_ON_STUCK)
@@ -872,6 +942,25 @@ evict(void)
 
 /* ------------------------------------------------------- participants */
 
+/* No effect that came after this one may be left, whatever the log says. */
+static void
+check_effects_after(int32 node)
+{
+	for (int k = 0; k < nodes[node].nnext; k++)
+	{
+		int32		next = nodes[node].next[k];
+
+		if (place[next][0].effects == 1 && place[next][1].effects == 0 &&
+			nodes[next].has_compensation && !place[next][0].forced &&
+			!place[next][1].forced)
+			CHECK(live->steps[next].status == SAGA_STEP_UNDONE ||
+				  live->steps[next].status == SAGA_STEP_SKIPPED,
+				  "node %d is undone while node %d still has its effect",
+				  node, next);
+		check_effects_after(next);
+	}
+}
+
 static void
 act(int32 node, int undo)
 {
@@ -887,6 +976,8 @@ act(int32 node, int undo)
 	if (nodes[node].kind == SAGA_NODE_STEP)
 		CHECK(place[node][0].effects == 1,
 			  "node %d: undo of what has not happened", node);
+	if (graph.undo_order != SAGA_UNDO_PARALLEL && graph.nnodes <= 8)
+		check_effects_after(node);
 	if (graph.pivot >= 0)
 		CHECK(place[graph.pivot][0].effects == 0,
 			  "node %d: undo after the pivot has happened", node);
@@ -1289,6 +1380,7 @@ make_world(void)
 	hook_effects = stuck_calls = 0;
 	hook_fail = chance(100) ? 950 : 100;
 	fault_level = rnd(4);
+	chaos = chance(200) ? 1 + rnd(8) : 1;
 	make_graph();
 	memset(place, 0, sizeof(place));
 	for (int i = 0; i < graph.nnodes; i++)
@@ -1360,7 +1452,7 @@ step_world(void)
 static void
 disturb(void)
 {
-	int			what = rnd(1000);
+	int			what = rnd(1000 / chaos);
 
 	if (what < 30)
 		use_random_verb();

@@ -16,12 +16,13 @@ use strict;
 use warnings;
 use Carp;
 use Exporter 'import';
+use POSIX qw(WNOHANG);
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils ();
 use Test::More;
 use Time::HiRes qw(usleep time);
 
-our @EXPORT = qw(until_true $password);
+our @EXPORT = qw(until_true crash_server $password);
 our $password = 'p-' . join '', map { ('a' .. 'z')[ rand 26 ] } 1 .. 16;
 
 sub _node
@@ -270,14 +271,19 @@ sub until
     return $ok;
 }
 
-# Wait until a saga is in a state.
+# Wait until a saga is in a state; gives up when it has ended in another.
 sub until_state
 {
     local $Test::Builder::Level = $Test::Builder::Level + 1;
     my ($self, $id, $state) = @_;
-    my $ok = $self->until("SELECT state FROM saga.instances WHERE id = '$id'", $state);
-    diag($self->sql("SELECT * FROM saga.log WHERE saga_id = '$id'")) unless $ok;
-    return $ok;
+    my $now = '';
+    until_true(sub {
+        $now = $self->sql("SELECT state FROM saga.instances WHERE id = '$id'");
+        return $now =~ /^(?:$state|completed|compensated|terminated)$/;
+    });
+    diag("state is $now:\n" . $self->sql("SELECT * FROM saga.log WHERE saga_id = '$id' ORDER BY seq"))
+      if $now ne $state;
+    return $now eq $state;
 }
 
 # Wait until all sagas have ended; seconds is only the limit for giving up.
@@ -319,6 +325,28 @@ SELECT pid FROM pg_stat_activity
  WHERE backend_type = '$type' AND ('$type' = 'saga launcher' OR datname = '$db') ORDER BY pid
 SQL
     return $rc == 0 ? split(/\n/, $out) : ();
+}
+
+# kill -9 of the postmaster, and up again.  Its children end by themselves when
+# they see that it is gone; a new one does not start before the last has.
+sub crash_server
+{
+    my ($node, $meanwhile) = @_;
+    my $pid = $node->{_pid};
+    $node->kill9;
+    $meanwhile->() if $meanwhile;
+    until_true(sub { waitpid($pid, WNOHANG); return !kill 0, $pid }, 60);
+    return until_true(sub { return $node->start(fail_ok => 1) }, 60);
+}
+
+# Postmasters become children of this process when pg_ctl has ended, so that
+# a killed one can be waited for even where nobody else does (in a container
+# whose first process does not).  This is prctl(PR_SET_CHILD_SUBREAPER).
+INIT
+{
+    my %prctl = ('x86_64' => 157, 'aarch64' => 167);
+    my $number = $prctl{ (POSIX::uname())[4] };
+    syscall($number, 36, 1, 0, 0, 0) if $number;
 }
 
 # Poll a closure.

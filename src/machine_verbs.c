@@ -1,0 +1,234 @@
+/*
+ * machine_verbs.c
+ *		The operator's verbs: whether one can still have an effect, and which.
+ *
+ * saga_machine_verb_refusal() may be called from everywhere; the rest by
+ * machine.c alone, which afterwards does what has become possible.  A verb
+ * that is refused must change nothing.
+ */
+#include "machine_private.h"
+
+static const char *
+cancel_refusal(const SagaState *state)
+{
+	int32		pivot = state->graph->pivot;
+
+	if (state->terminating)
+		return "the saga is being terminated";
+	if (state->direction == SAGA_UNDO)
+		return "the saga is already being undone";
+	if (state->pivot_intent || pivot_phase(state) == PIVOT_PASSED)
+		return "the pivot has been called, the saga can only go forward";
+	if (pivot >= 0 && state->steps[pivot].in_flight)
+		return "the pivot is running";
+	if (state->hook.in_flight)
+		return "the saga is ending";
+	return NULL;
+}
+
+static const char *
+hook_refusal(const SagaState *state, bool retry)
+{
+	if (state->hook.in_flight)
+		return "the step is running";
+	if (state->hook.status == SAGA_STEP_BACKOFF)
+		return NULL;
+	if (retry || !state->resumed || !all_settled(state) ||
+		!has_ending_hook(state))
+		return "the step has not been reached";
+	return NULL;
+}
+
+static const char *
+retry_refusal(const SagaState *state, int32 node)
+{
+	const SagaStep *step;
+	bool		undo = state->direction == SAGA_UNDO;
+
+	if (state->terminating)
+		return "the saga is being terminated";
+	if (node == SAGA_NODE_END)
+		return hook_refusal(state, true);
+	if (!is_node(state, node))
+		return "there is no such step";
+	step = &state->steps[node];
+	if (step->in_flight)
+		return "the step is running";
+	if (step->claiming)
+		return "an earlier verb on the step waits for its participant";
+	if (undo ? step->status == SAGA_STEP_UNDO_STUCK ||
+		step->status == SAGA_STEP_UNDO_BACKOFF :
+		step->status == SAGA_STEP_STUCK || step->status == SAGA_STEP_BACKOFF)
+		return NULL;
+	return "the step does not wait for a retry";
+}
+
+static const char *
+skip_refusal(const SagaState *state, int32 node, bool force)
+{
+	const SagaStep *step;
+	bool		undo = state->direction == SAGA_UNDO;
+
+	if (state->terminating)
+		return "the saga is being terminated";
+	if (node == SAGA_NODE_END)
+		return hook_refusal(state, false);
+	if (!is_node(state, node))
+		return "there is no such step";
+	step = &state->steps[node];
+	switch (step->status)
+	{
+		case SAGA_STEP_IDLE:
+			return undo ? "there is nothing to undo" :
+				"the step has not been reached";
+		case SAGA_STEP_CALLING:
+		case SAGA_STEP_BACKOFF:
+		case SAGA_STEP_STUCK:
+			if (undo)
+				return "the answer of its action is awaited";
+			break;
+		case SAGA_STEP_FAILED:
+			if (undo || step->continued)
+				return "the step is over";
+			break;
+		case SAGA_STEP_DONE:
+			return undo ? "its undo has not been reached" :
+				"the step is done";
+		case SAGA_STEP_UNDO_CALLING:
+		case SAGA_STEP_UNDO_BACKOFF:
+		case SAGA_STEP_UNDO_STUCK:
+			break;
+		default:
+			return "the step is over";
+	}
+	if (step->in_flight && is_local(state, step, undo))
+		return "the step is running";
+	if (step->claiming && !force)
+		return "an earlier verb on the step waits for its participant";
+	return NULL;
+}
+
+const char *
+saga_machine_verb_refusal(const SagaState *state, SagaVerb verb, int32 node,
+						  bool force)
+{
+	if (SAGA_STATE_ENDED(state->state))
+		return "the saga has ended";
+	switch (verb)
+	{
+		case SAGA_VERB_CANCEL:
+			return cancel_refusal(state);
+		case SAGA_VERB_TERMINATE:
+			return state->terminating && !force ?
+				"the saga is already being terminated" : NULL;
+		case SAGA_VERB_PAUSE:
+			return state->terminating ? "the saga is being terminated" :
+				state->paused ? "the saga is already paused" : NULL;
+		case SAGA_VERB_RESUME:
+			return state->paused || state->deadline_stuck ? NULL :
+				"the saga is not paused";
+		case SAGA_VERB_RETRY_STEP:
+			return retry_refusal(state, node);
+		case SAGA_VERB_SKIP_STEP:
+			return skip_refusal(state, node, force);
+		default:
+			return "there is no such verb";
+	}
+}
+
+static void
+skip_step(Machine *m, const SagaEvent *event)
+{
+	SagaState  *state = m->state;
+	bool		undo = state->direction == SAGA_UNDO;
+	SagaRecord	record;
+
+	if (event->node == SAGA_NODE_END)
+		record = machine_record(SAGA_RECORD_SKIPPED, event->node, SAGA_OP_HOOK);
+	else if (!event->force &&
+			 machine_is_doubtful(state, &state->steps[event->node]))
+	{
+		machine_claim(m, event->node, event->payload);
+		return;
+	}
+	else
+		record = machine_record(SAGA_RECORD_SKIPPED, event->node,
+							 undo ? SAGA_OP_UNDO : SAGA_OP_ACTION);
+	record.payload = event->payload;
+	machine_forget_calls(m, event->node);
+	machine_emit(m, &record);
+	if (undo && event->node != SAGA_NODE_END)
+		machine_undo_touch(m, event->node);
+}
+
+static void
+retry_step(Machine *m, const SagaEvent *event)
+{
+	SagaState  *state = m->state;
+	SagaRecord	record = machine_record(SAGA_RECORD_RETRIED, event->node,
+									 event->node == SAGA_NODE_END ? SAGA_OP_HOOK :
+									 state->direction == SAGA_UNDO ? SAGA_OP_UNDO :
+									 SAGA_OP_ACTION);
+
+	record.payload = event->payload;
+	machine_emit(m, &record);
+}
+
+/* The record of a verb that concerns the saga as a whole. */
+static void
+emit_verb(Machine *m, SagaRecordKind kind, const SagaEvent *event)
+{
+	SagaRecord	record = machine_record(kind, SAGA_NO_NODE, SAGA_OP_ACTION);
+
+	record.payload = event->payload;
+	machine_emit(m, &record);
+}
+
+void
+machine_on_verb(Machine *m, const SagaEvent *event)
+{
+	SagaState  *state = m->state;
+
+	m->out->ignored = saga_machine_verb_refusal(state, event->verb,
+												event->node, event->force);
+	if (m->out->ignored)
+		return;
+	if (state->seq == 0)
+	{
+		state->resumed = true;
+		machine_emit_simple(m, SAGA_RECORD_STARTED, SAGA_NO_NODE, SAGA_OP_ACTION);
+	}
+
+	/* neither could go on while paused */
+	if (state->paused && (event->verb == SAGA_VERB_CANCEL ||
+						  event->verb == SAGA_VERB_TERMINATE))
+	{
+		machine_emit_simple(m, SAGA_RECORD_RESUMED, SAGA_NO_NODE, SAGA_OP_ACTION);
+		machine_restart_calls(state);
+	}
+	switch (event->verb)
+	{
+		case SAGA_VERB_CANCEL:
+			machine_turn(m, SAGA_CAUSE_CANCELLED, SAGA_NO_NODE, event->payload);
+			break;
+		case SAGA_VERB_TERMINATE:
+			if (!state->terminating)
+				emit_verb(m, SAGA_RECORD_TERMINATING, event);
+			if (event->force)
+				machine_end(m, SAGA_TERMINATED, SAGA_CAUSE_OPERATOR);
+			break;
+		case SAGA_VERB_PAUSE:
+			emit_verb(m, SAGA_RECORD_PAUSED, event);
+			break;
+		case SAGA_VERB_RESUME:
+			emit_verb(m, SAGA_RECORD_RESUMED, event);
+			machine_restart_calls(state);
+			break;
+		case SAGA_VERB_RETRY_STEP:
+			retry_step(m, event);
+			break;
+		default:
+			skip_step(m, event);
+			break;
+	}
+}
