@@ -33,9 +33,11 @@ typedef struct SagaRun
 	uint8		written_direction;
 	uint8		written_cause;
 	int			change;			/* index into the turn's changes, or -1 */
-	char	   *failed_step;
-	char		sqlstate[6];
-	char	   *error;			/* of the last failure */
+	char	   *failed_step;	/* why it is being undone */
+	char		failed_sqlstate[6];
+	char	   *failed_error;
+	char		sqlstate[6];	/* of the last failure */
+	char	   *error;
 
 	bool		touched;		/* in the turn's list of runs */
 	bool		ordered;		/* has unwritten records that a replay would

@@ -102,11 +102,13 @@ saga_remember_record(SagaRun *run, const SagaRecord *r, const SagaPayload *p)
 			break;
 		case SAGA_RECORD_UNDO:
 			run->failed_step = keep_text(run, saga_step_name(run, r->node));
-			if (r->cause == SAGA_CAUSE_CANCELLED)
+			if (r->cause == SAGA_CAUSE_DECLINED)
 			{
-				run->sqlstate[0] = '\0';
-				run->error = keep_text(run, p->note);
+				strlcpy(run->failed_sqlstate, run->sqlstate, sizeof(run->failed_sqlstate));
+				run->failed_error = run->error;
 			}
+			else
+				run->failed_error = keep_text(run, p->note);
 			break;
 		default:
 			break;
@@ -160,10 +162,15 @@ note_change(SagaRun *run, TimestampTz now)
 	c->direction = state->direction;
 	c->cause = state->cause;
 	c->failed_step = c->sqlstate = c->error = NULL;
-	if (state->direction == SAGA_UNDO || state->state == SAGA_STUCK)
+	if (state->direction == SAGA_UNDO)
 	{
-		c->failed_step = state->direction == SAGA_UNDO ? run->failed_step :
-			saga_step_name(run, state->stuck_node);
+		c->failed_step = run->failed_step;
+		c->sqlstate = run->failed_sqlstate;
+		c->error = run->failed_error;
+	}
+	else if (state->state == SAGA_STUCK)
+	{
+		c->failed_step = saga_step_name(run, state->stuck_node);
 		c->sqlstate = MemoryContextStrdup(saga_turn_context, run->sqlstate);
 		c->error = run->error;
 	}
