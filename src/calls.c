@@ -4,8 +4,8 @@
  *		handed to an executor or a connector; and the calls that wait until
  *		what decided them is durable.
  *
- * Called by turn.c and coordinator.c, in a transaction.  Owns the held calls,
- * the servers in use, and the outcomes that recovery found.
+ * Called by turn.c and coordinator.c, in a transaction.  Owns the held calls
+ * and the servers in use.
  */
 #include "postgres.h"
 
@@ -54,7 +54,6 @@ static int	nsends = 0,
 			maxsends = 0;
 static SendBatch *held_first = NULL,
 		   *held_last = NULL;
-static List *recovered = NIL;	/* SagaOutcome, until they are asked for */
 
 void
 saga_calls_init(void)
@@ -80,8 +79,7 @@ saga_command_is_local(const SagaRun *run, const SagaCommand *c)
 	if (c->op == SAGA_OP_UNDO)
 		return node->compensation_local;
 	if (c->op == SAGA_OP_CLAIM)
-		return run->state->direction == SAGA_UNDO ? node->compensation_local :
-			node->action_local;
+		return c->target == SAGA_OP_UNDO ? node->compensation_local : node->action_local;
 	return node->action_local;
 }
 
@@ -150,11 +148,8 @@ hook_of(const SagaRun *run, int node)
 static SagaCall *
 call_of(SagaRun *run, const SagaCommand *c, SagaHook hook)
 {
-	SagaOp		op = c->op;
-
-	if (op == SAGA_OP_CLAIM)
-		op = run->state->direction == SAGA_UNDO ? SAGA_OP_UNDO : SAGA_OP_ACTION;
-	return saga_exec_call(run->def, c->node, op, hook);
+	return saga_exec_call(run->def, c->node,
+						  c->op == SAGA_OP_CLAIM ? c->target : c->op, hook);
 }
 
 static void
@@ -183,8 +178,7 @@ start_remote(SagaRun *run, SagaCallOut *out, const SagaCommand *c, char **values
 	request.saga_id = run->row.id;
 	request.saga_name = run->def->name;
 	request.step = saga_step_name(run, c->node);
-	request.op = c->op == SAGA_OP_CLAIM ?
-		(run->state->direction == SAGA_UNDO ? SAGA_OP_UNDO : SAGA_OP_ACTION) : c->op;
+	request.op = c->op == SAGA_OP_CLAIM ? c->target : c->op;
 	request.tmpl = call->tmpl;
 	request.values = values;
 	request.shape = call->shape;
@@ -225,57 +219,66 @@ saga_purge_barriers(void)
 	}
 }
 
-void
-saga_recovered_outcomes(SagaOutcome *outcomes, int n)
+/* Does the compensation run where it cannot see the action's barrier? */
+static bool
+undone_elsewhere(const SagaRun *run, int node)
 {
-	MemoryContext old = MemoryContextSwitchTo(calls_context);
+	const SagaCall *action = run->def->action[node];
+	const SagaCall *compensation = run->def->compensation[node];
 
-	for (int i = 0; i < n; i++)
-	{
-		SagaOutcome *copy = palloc(sizeof(SagaOutcome));
-
-		*copy = outcomes[i];
-		if (copy->result)
-		{
-			copy->result = palloc(VARSIZE(outcomes[i].result));
-			memcpy(copy->result, outcomes[i].result, VARSIZE(outcomes[i].result));
-		}
-		recovered = lappend(recovered, copy);
-	}
-	MemoryContextSwitchTo(old);
+	return action && action->server && compensation &&
+		(compensation->server == NULL ||
+		 strcmp(action->server, compensation->server) != 0);
 }
 
 /*
- * A local call that a predecessor's executor committed and nobody logged: its
- * outcome is the answer, and it must not run again.
+ * An action that may have happened, and a compensation at another place: the
+ * action's participant is asked, and told to refuse it, before anything is
+ * undone (saga_asked_first() has the answer).
  */
-static bool
-answered_before(SagaCallOut *call)
+static void
+ask_first(SagaRun *run, const SagaCommand *c)
 {
-	ListCell   *cell;
-	char		op = call->op == SAGA_OP_UNDO ? 'c' : call->op == SAGA_OP_HOOK ? 'h' : 'a';
+	SagaCommand claim = *c;
+	SagaCall   *action = run->def->action[c->node];
+	SagaCallOut *out;
+	char	  **none = palloc0(sizeof(char *) * Max(action->tmpl->nparams, 1));
 
-	foreach(cell, recovered)
+	claim.op = SAGA_OP_CLAIM;
+	claim.target = SAGA_OP_ACTION;
+	out = saga_call_out(run, action, c->node, c->op, SAGA_HOOK_NONE, c->attempt);
+	out->asks_first = true;
+	start_remote(run, out, &claim, none);
+}
+
+void
+saga_asked_first(SagaCallOut *call, SagaAnswerKind answer, bool free,
+				 SagaPayload *payload)
+{
+	SagaRun    *run = call->run;
+	SagaCommand command;
+
+	if (answer == SAGA_ANSWER_REFUSED)
 	{
-		SagaOutcome *outcome = lfirst(cell);
-		SagaPayload *payload;
-
-		if (outcome->key.node != call->node || outcome->key.op != op ||
-			memcmp(&outcome->key.saga_id, &call->saga_id, UUID_LEN) != 0)
-			continue;
-		payload = MemoryContextAllocZero(saga_turn_context, sizeof(SagaPayload));
-		if (outcome->result)
-		{
-			payload->result = MemoryContextAlloc(saga_turn_context, VARSIZE(outcome->result));
-			memcpy(payload->result, outcome->result, VARSIZE(outcome->result));
-			pfree(outcome->result);
-		}
-		recovered = foreach_delete_current(recovered, cell);
-		pfree(outcome);
+		/* it never happened and never will: nothing to undo */
+		payload->result = NULL;
 		saga_run_answer(call, SAGA_ANSWER_DONE, false, payload);
-		return true;
+		return;
 	}
-	return false;
+	if (answer != SAGA_ANSWER_DONE || run == NULL)
+	{
+		saga_run_answer(call, answer, free, payload);
+		return;
+	}
+	if (run->results[call->node] == NULL)
+		run->results[call->node] = saga_keep_result(run, payload->result);
+	memset(&command, 0, sizeof(command));
+	command.kind = SAGA_CMD_CALL;
+	command.op = SAGA_OP_UNDO;
+	command.node = call->node;
+	command.attempt = call->attempt;
+	saga_call_done(call);
+	saga_start_call(run, &command);
 }
 
 /* In a transaction: names are resolved, servers looked up. */
@@ -293,11 +296,14 @@ saga_start_call(SagaRun *run, const SagaCommand *c)
 				(errcode(ERRCODE_DATA_CORRUPTED),
 				 errmsg("step \"%s\" of saga \"%s\" has nothing to call",
 						saga_step_name(run, c->node), run->def->name)));
+	if (c->op == SAGA_OP_UNDO && c->conditional && undone_elsewhere(run, c->node))
+	{
+		ask_first(run, c);
+		return;
+	}
 	out = saga_call_out(run, call, c->node, c->op, hook, c->attempt);
 	out->conditional = c->conditional;
 	out->local = saga_command_is_local(run, c);
-	if (out->local && answered_before(out))
-		return;
 	saga_run_values(run, c->node, c->op, c->attempt, &values);
 	bound = palloc0(sizeof(char *) * Max(call->tmpl->nparams, 1));
 	if (c->op != SAGA_OP_CLAIM)
@@ -372,7 +378,7 @@ still_wanted(SagaRun *run, const SagaCommand *c)
 	if (c->node == SAGA_NODE_ON_STUCK)
 		return run->state->stuck_hook_due;
 	step = c->node == SAGA_NODE_END ? &run->state->hook : &run->state->steps[c->node];
-	return c->op == SAGA_OP_CLAIM ? step->claiming : step->in_flight;
+	return c->op == SAGA_OP_CLAIM ? step->claim_out : step->in_flight;
 }
 
 bool

@@ -43,6 +43,9 @@
 /* How a participant says that a later incarnation of us has called it. */
 #define STALE_EPOCH			"SGB04"
 
+/* ... or that the call's key was refused before the call came. */
+#define KEY_REFUSED			"SGB03"
+
 /* Upkeep: soon after the start, then once an hour (us). */
 #define FIRST_UPKEEP		(60 * USECS_PER_SEC)
 #define UPKEEP_EVERY		(3600 * USECS_PER_SEC)
@@ -262,7 +265,9 @@ take_answer(SagaAnswer *answer)
 	}
 	payload = MemoryContextAllocZero(saga_turn_context, sizeof(SagaPayload));
 	strlcpy(payload->sqlstate, answer->sqlstate, sizeof(payload->sqlstate));
-	if (answer->has_sqlstate && kind != SAGA_ANSWER_UNKNOWN &&
+	if (strcmp(answer->sqlstate, KEY_REFUSED) == 0)
+		kind = SAGA_ANSWER_REFUSED;
+	else if (answer->has_sqlstate && kind != SAGA_ANSWER_UNKNOWN &&
 		kind != SAGA_ANSWER_DONE && kind != SAGA_ANSWER_REFUSED)
 		kind = saga_classify_sqlstate(answer->sqlstate, call->call);
 	if (answer->message)
@@ -292,7 +297,10 @@ take_answer(SagaAnswer *answer)
 		}
 		MemoryContextSwitchTo(old);
 	}
-	saga_run_answer(call, kind, answer->free, payload);
+	if (call->asks_first)
+		saga_asked_first(call, kind, answer->free, payload);
+	else
+		saga_run_answer(call, kind, answer->free, payload);
 }
 
 static void

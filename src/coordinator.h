@@ -65,6 +65,7 @@ typedef struct Known
 	pairingheap_node arrival;
 	bool		has_wakeup;		/* has a row in saga.wakeup */
 	bool		outcomes_unread;	/* was set aside: local outcomes may stand */
+	bool		clean;			/* evicted by us, with nothing uncertain */
 } Known;
 
 /* A call that is out. */
@@ -80,6 +81,7 @@ typedef struct SagaCallOut
 	uint8		hook;
 	bool		local;
 	bool		conditional;
+	bool		asks_first;		/* a claim before an undo elsewhere */
 	bool		solo;
 	int			executor;		/* local: which, -1 = waiting for one */
 	char	   *message;		/* local: the request, until it is sent */
@@ -104,6 +106,9 @@ extern void saga_run_free(SagaRun *run, bool forget);
 extern const char *saga_step_name(const SagaRun *run, int node);
 extern int	saga_node_of_step(void *def, const char *step);
 
+/* Outcome rows that recovery found; their sagas get them when taken in. */
+extern void saga_recovered_outcomes(SagaOutcome *outcomes, int n);
+
 /* The saga that is worked on, and what to do if that raised an error. */
 extern pg_uuid_t saga_current;
 extern bool saga_current_set;
@@ -124,10 +129,13 @@ extern TimestampTz saga_turn_since; /* of its oldest record, 0 = empty */
 	  &(array)[(n)++]))
 
 extern void saga_turn_init(void);
-extern void saga_run_feed(SagaRun *run, SagaEvent *event, SagaPayload *payload);
+
+/* False if the machine had no use for the event. */
+extern bool saga_run_feed(SagaRun *run, SagaEvent *event, SagaPayload *payload);
 extern void saga_run_answer(SagaCallOut *call, SagaAnswerKind answer, bool free,
 							SagaPayload *payload);
 extern void saga_run_lost(SagaCallOut *call);
+extern void saga_run_recovered(SagaRun *run, const SagaOutcome *outcome);
 extern void saga_run_resume(SagaRun *run);
 extern void saga_remember_record(SagaRun *run, const SagaRecord *r,
 								 const SagaPayload *p);
@@ -144,6 +152,8 @@ extern void saga_turn_written(XLogRecPtr lsn);
 extern void saga_calls_init(void);
 extern bool saga_command_is_local(const SagaRun *run, const SagaCommand *command);
 extern void saga_start_call(SagaRun *run, const SagaCommand *command);
+extern void saga_asked_first(SagaCallOut *call, SagaAnswerKind answer, bool free,
+							 SagaPayload *payload);
 extern void saga_send_later(SagaRun *run, const SagaCommand *command);
 extern void saga_sends_drop(const pg_uuid_t *id);
 extern void saga_sends_hold(XLogRecPtr lsn);
@@ -154,7 +164,6 @@ extern bool saga_sends_held(void);
 
 /* In a transaction: have participants drop barrier rows past keeping. */
 extern void saga_purge_barriers(void);
-extern void saga_recovered_outcomes(SagaOutcome *outcomes, int n);
 
 /* The names and values of a call. */
 extern void saga_run_values(SagaRun *run, int node, SagaOp op, int attempt,

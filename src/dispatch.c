@@ -511,9 +511,8 @@ lose_executor(Executor *executor)
 										  &call->saga_id, &n);
 		for (int i = 0; i < n && !done; i++)
 		{
-			char		op = call->op == SAGA_OP_UNDO ? 'c' : call->op == SAGA_OP_HOOK ? 'h' : 'a';
-
-			if (outcomes[i].key.node == call->node && outcomes[i].key.op == op)
+			if (outcomes[i].key.node == call->node &&
+				outcomes[i].key.op == saga_outcome_op(call->op))
 			{
 				SagaPayload *payload = MemoryContextAllocZero(saga_turn_context,
 															  sizeof(SagaPayload));

@@ -66,6 +66,13 @@ typedef struct SagaExecReply
 	int32		result_length;	/* a Jsonb datum; 0 = null */
 } SagaExecReply;
 
+/* How saga.local_outcome names an operation. */
+static inline char
+saga_outcome_op(SagaOp op)
+{
+	return op == SAGA_OP_UNDO ? 'c' : op == SAGA_OP_HOOK ? 'h' : 'a';
+}
+
 /* The call a request means, NULL if the definition has none. */
 static inline SagaCall *
 saga_exec_call(SagaDefinition *def, int node, SagaOp op, SagaHook hook)

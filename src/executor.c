@@ -306,8 +306,7 @@ outcome_key(const Work *item, Datum *key)
 {
 	key[0] = UUIDPGetDatum(&item->request.saga_id);
 	key[1] = Int16GetDatum(item->request.node);
-	key[2] = CharGetDatum(item->request.op == SAGA_OP_UNDO ? 'c' :
-						  item->request.op == SAGA_OP_HOOK ? 'h' : 'a');
+	key[2] = CharGetDatum(saga_outcome_op(item->request.op));
 }
 
 /* The local barrier: committed with the effect, at most once. */

@@ -3,7 +3,7 @@
  *		The saga state machine.  Pure (see pure.h): (state, event, now) ->
  *		(state, log records, commands).
  *
- * All that decides what happens next lives in machine.c.  Its only output is
+ * All that decides what happens next lives in machine*.c.  Its only output is
  * records and commands; its state changes only by saga_machine_apply() of a
  * record it has just emitted, or of one read back from the log.  So the state
  * is a fold of the log by construction, and recovery is: init, apply every
@@ -352,7 +352,13 @@ extern SagaState *saga_machine_create(const SagaGraph *graph,
 /* Bytes saga_machine_create() takes for a graph. */
 extern size_t saga_machine_size(const SagaGraph *graph);
 
-/* Decide on one event.  Applies each record it emits to the state. */
+/*
+ * Decide on one event.  Applies each record it emits to the state.
+ *
+ * An answer is that of the operation (node, op): once a call of it is out
+ * again, the "no" of an earlier one must not be delivered any more.  DONE of a
+ * local call may be, at any time.
+ */
 extern void saga_machine_decide(SagaState *state, const SagaEvent *event,
 								SagaTime now, SagaDecision *out);
 
@@ -364,7 +370,9 @@ extern void saga_machine_decide(SagaState *state, const SagaEvent *event,
 extern bool saga_machine_apply(SagaState *state, const SagaRecord *record);
 
 /*
- * After the last record of the log: everything that is pending (calls whose
+ * After the last record of the log, and after ANSWER DONE for every committed
+ * local outcome that is not in it (those of actions before those of undos, the
+ * ending hook last): everything that is pending (calls whose
  * intent is logged, ready local steps, hooks) as commands and, where a crash
  * fell between two records, the records that were still to come.
  */

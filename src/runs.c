@@ -54,6 +54,7 @@ static int	loaded = 0;
 
 static pairingheap *arrivals;	/* sagas to be taken in, when there is room */
 static HTAB *gates;
+static List *recovered = NIL;	/* SagaOutcome, until their saga is taken in */
 static Queue commands;			/* of the inbox; they need no room */
 
 /* ------------------------------------------------------------- helpers */
@@ -375,6 +376,68 @@ replay(SagaRun *run, List *entries)
 	run->written_cause = run->state->cause;
 }
 
+void
+saga_recovered_outcomes(SagaOutcome *outcomes, int n)
+{
+	MemoryContext old = MemoryContextSwitchTo(runs_context);
+
+	for (int i = 0; i < n; i++)
+	{
+		SagaOutcome *copy = palloc(sizeof(SagaOutcome));
+
+		*copy = outcomes[i];
+		if (copy->result)
+		{
+			copy->result = palloc(VARSIZE(outcomes[i].result));
+			memcpy(copy->result, outcomes[i].result, VARSIZE(outcomes[i].result));
+		}
+		recovered = lappend(recovered, copy);
+	}
+	MemoryContextSwitchTo(old);
+}
+
+/*
+ * Local actions that are committed and not in this saga's log, as the machine
+ * wants them before it resumes: actions, compensations, the ending action.
+ * True if there were any.
+ */
+static bool
+feed_recovered(SagaRun *run)
+{
+	static const char order[] = "ach";
+	bool		any = false;
+
+	if (run->known->outcomes_unread)
+	{
+		int			n;
+		SagaOutcome *outcomes = saga_log_read_outcomes(UINT64CONST(1) << saga_bucket(&run->row.id),
+													   &run->row.id, &n);
+
+		saga_recovered_outcomes(outcomes, n);
+		run->known->outcomes_unread = false;
+	}
+	for (const char *op = order; *op && recovered != NIL; op++)
+	{
+		ListCell   *cell;
+
+		foreach(cell, recovered)
+		{
+			SagaOutcome *outcome = lfirst(cell);
+
+			if (outcome->key.op != *op ||
+				memcmp(&outcome->key.saga_id, &run->row.id, UUID_LEN) != 0)
+				continue;
+			recovered = foreach_delete_current(recovered, cell);
+			saga_run_recovered(run, outcome);
+			if (outcome->result)
+				pfree(outcome->result);
+			pfree(outcome);
+			any = true;
+		}
+	}
+	return any;
+}
+
 /*
  * Bring one saga into memory; NULL if it is no more, or not yet: a command
  * (at_once) does not wait for a definition's limit or pause.
@@ -389,7 +452,6 @@ take_in(Known *known, bool at_once)
 	SagaDefinition *def;
 	SagaRun    *run;
 	SagaEvent	event;
-	List	   *entries = NIL;
 
 	if (!saga_log_read_instance(&known->id, &row))
 	{
@@ -427,38 +489,30 @@ take_in(Known *known, bool at_once)
 			return NULL;
 		}
 	}
-	if (known->outcomes_unread)
-	{
-		int			n;
-		SagaOutcome *outcomes = saga_log_read_outcomes(UINT64CONST(1) << saga_bucket(&known->id),
-													   &known->id, &n);
-
-		saga_recovered_outcomes(outcomes, n);
-		known->outcomes_unread = false;
-	}
 	run = new_run(known, &row, def, context);
-	if (row.state == SAGA_PENDING)
+	if (row.state != SAGA_PENDING)
 	{
-		memset(&event, 0, sizeof(event));
-		event.kind = SAGA_EVENT_START;
-		event.node = SAGA_NO_NODE;
-		saga_run_feed(run, &event, NULL);
-		return run;
+		List	   *entries = saga_log_read(&known->id, saga_node_of_step, def);
+
+		replay(run, entries);
+		list_free_deep(entries);
 	}
-	entries = saga_log_read(&known->id, saga_node_of_step, def);
-	if (entries == NIL && row.ended)
-	{
-		saga_run_free(run, true);
-		return NULL;
-	}
-	replay(run, entries);
-	list_free_deep(entries);
 	if (SAGA_STATE_ENDED(run->state->state))
 	{
 		saga_run_free(run, true);
 		return NULL;
 	}
-	saga_run_resume(run);
+	run->state->clean = known->clean;
+	known->clean = false;
+	if (!feed_recovered(run) && run->state->seq == 0)
+	{
+		memset(&event, 0, sizeof(event));
+		event.kind = SAGA_EVENT_START;
+		event.node = SAGA_NO_NODE;
+		saga_run_feed(run, &event, NULL);
+	}
+	else if (!SAGA_STATE_ENDED(run->state->state))
+		saga_run_resume(run);
 	return run;
 }
 
@@ -541,14 +595,8 @@ consume_inbox(int64 id)
 	payload = MemoryContextAllocZero(saga_turn_context, sizeof(SagaPayload));
 	payload->actor = MemoryContextStrdup(saga_turn_context, row.actor);
 	payload->note = row.note ? MemoryContextStrdup(saga_turn_context, row.note) : NULL;
-	if (event.verb == SAGA_VERB_SKIP_STEP && event.node >= 0 && row.result)
-	{
-		if (run->skip_result == NULL)
-			run->skip_result = MemoryContextAllocZero(run->context,
-													  sizeof(Jsonb *) * run->def->graph->nnodes);
-		run->skip_result[event.node] = saga_keep_result(run, row.result);
-		payload->result = run->skip_result[event.node];
-	}
+	if (event.verb == SAGA_VERB_SKIP_STEP && row.result)
+		payload->result = saga_keep_result(run, row.result);
 	saga_run_feed(run, &event, payload);
 }
 

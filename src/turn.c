@@ -95,6 +95,16 @@ saga_remember_record(SagaRun *run, const SagaRecord *r, const SagaPayload *p)
 			if (r->node >= 0 && r->op != SAGA_OP_UNDO)
 				run->results[r->node] = saga_keep_result(run, p->result);
 			break;
+		case SAGA_RECORD_INTENT:
+			/* the operator's result of a skip that waits for its claim */
+			if (r->node >= 0 && r->op == SAGA_OP_CLAIM && p->result)
+			{
+				if (run->skip_result == NULL)
+					run->skip_result = MemoryContextAllocZero(run->context,
+															  sizeof(Jsonb *) * run->def->graph->nnodes);
+				run->skip_result[r->node] = saga_keep_result(run, p->result);
+			}
+			break;
 		case SAGA_RECORD_FAILED:
 		case SAGA_RECORD_HOOK:
 			strlcpy(run->sqlstate, p->sqlstate, sizeof(run->sqlstate));
@@ -237,7 +247,9 @@ absorb_commands(SagaRun *run)
 		switch (c->kind)
 		{
 			case SAGA_CMD_CALL:
-				if (saga_command_is_local(run, c) && !run->ordered)
+				/* the end must not overtake the record of the last step */
+				if (saga_command_is_local(run, c) && !run->ordered &&
+					c->node != SAGA_NODE_END)
 					saga_start_call(run, c);
 				else
 				{
@@ -271,12 +283,15 @@ absorb(SagaRun *run)
 		saga_machine_next_due(run->state);
 	saga_set_due(run->known, due);
 	run->evict = !SAGA_STATE_ENDED(run->state->state) && run->calls == 0 &&
-		run->state->in_flight == 0 && (due == SAGA_NEVER || due > now + EVICT_AFTER);
+		saga_machine_may_evict(run->state) &&
+		(due == SAGA_NEVER || due > now + EVICT_AFTER);
 }
 
-void
+bool
 saga_run_feed(SagaRun *run, SagaEvent *event, SagaPayload *payload)
 {
+	const char *ignored;
+
 	saga_current = run->row.id;
 	saga_current_set = true;
 	event->random = pg_prng_double(&pg_global_prng_state);
@@ -284,8 +299,10 @@ saga_run_feed(SagaRun *run, SagaEvent *event, SagaPayload *payload)
 	decision.nrecords = decision.ncommands = 0;
 	decision.ignored = NULL;
 	saga_machine_decide(run->state, event, saga_now(), &decision);
+	ignored = decision.ignored;
 	absorb(run);
 	saga_current_set = false;
+	return ignored == NULL;
 }
 
 void
@@ -293,8 +310,11 @@ saga_run_answer(SagaCallOut *call, SagaAnswerKind answer, bool free,
 				SagaPayload *payload)
 {
 	SagaRun    *run = call->run;
+	bool		ends = call->local && call->node == SAGA_NODE_END &&
+		answer == SAGA_ANSWER_DONE;
+	SagaOutcomeKey key;
 	SagaEvent	event;
-	SagaOutcomeKey *key;
+	bool		used = false;
 
 	memset(&event, 0, sizeof(event));
 	event.kind = SAGA_EVENT_ANSWER;
@@ -302,20 +322,47 @@ saga_run_answer(SagaCallOut *call, SagaAnswerKind answer, bool free,
 	event.node = call->node;
 	event.answer = answer;
 	event.free = free;
-	if (call->local && answer == SAGA_ANSWER_DONE &&
-		(run != NULL || saga_known(&call->saga_id, false) == NULL))
-	{
-		/* also when the saga is gone; not when it is only set aside */
-		key = SAGA_APPEND(saga_turn.outcomes, saga_turn.noutcomes, saga_turn.maxoutcomes);
-		key->saga_id = call->saga_id;
-		key->node = call->node;
-		key->op = call->op == SAGA_OP_UNDO ? 'c' : call->op == SAGA_OP_HOOK ? 'h' : 'a';
-		if (run && call->node == SAGA_NODE_END)
-			run->ended_elsewhere = true;
-	}
+	key.saga_id = call->saga_id;
+	key.node = call->node;
+	key.op = saga_outcome_op(call->op);
+	if (call->local && answer == SAGA_ANSWER_DONE)
+		used = run == NULL && saga_known(&call->saga_id, false) == NULL;
+	else
+		key.op = 0;				/* nothing stands in the table */
 	saga_call_done(call);
 	if (run)
-		saga_run_feed(run, &event, payload);
+	{
+		if (ends)
+			run->ended_elsewhere = true;
+		used = saga_run_feed(run, &event, payload);
+	}
+	/* an outcome nobody has taken stays, unless its saga is no more */
+	if (key.op != 0 && used)
+		*SAGA_APPEND(saga_turn.outcomes, saga_turn.noutcomes, saga_turn.maxoutcomes) = key;
+}
+
+/* A local action that a predecessor's executor committed and nobody logged. */
+void
+saga_run_recovered(SagaRun *run, const SagaOutcome *outcome)
+{
+	SagaPayload *payload = MemoryContextAllocZero(saga_turn_context, sizeof(SagaPayload));
+	SagaEvent	event;
+
+	if (outcome->result)
+	{
+		payload->result = MemoryContextAlloc(saga_turn_context, VARSIZE(outcome->result));
+		memcpy(payload->result, outcome->result, VARSIZE(outcome->result));
+	}
+	memset(&event, 0, sizeof(event));
+	event.kind = SAGA_EVENT_ANSWER;
+	event.op = outcome->key.op == 'c' ? SAGA_OP_UNDO :
+		outcome->key.op == 'h' ? SAGA_OP_HOOK : SAGA_OP_ACTION;
+	event.node = outcome->key.node;
+	event.answer = SAGA_ANSWER_DONE;
+	if (event.node == SAGA_NODE_END)
+		run->ended_elsewhere = true;
+	if (saga_run_feed(run, &event, payload))
+		*SAGA_APPEND(saga_turn.outcomes, saga_turn.noutcomes, saga_turn.maxoutcomes) = outcome->key;
 }
 
 void
@@ -360,6 +407,7 @@ saga_turn_prepare(void)
 		w->saga_id = run->row.id;
 		w->due = run->known->due == SAGA_NEVER ? DT_NOEND : run->known->due;
 		run->known->has_wakeup = true;
+		run->known->clean = true;
 	}
 }
 

@@ -15,7 +15,7 @@ use Time::HiRes qw(usleep);
 
 my $seed = $ENV{SAGA_SEED} || (time ^ ($$ << 8)) & 0x7fffffff;
 my $orders = $ENV{SAGA_ORDERS} || 2000;
-my $min_kills = $ENV{SAGA_KILLS} || 25;
+my $min_kills = $ENV{SAGA_KILLS} || 30;
 srand($seed);
 diag("SAGA_SEED=$seed");
 
@@ -49,10 +49,12 @@ for my $i (0 .. 3)
         my $test = getppid;
         while ($next <= $last)
         {
-            my $heard = qx(psql -XAtq -v ON_ERROR_STOP=1 -v first=$next -v last=$last -d "$connstr{orders}" -f examples/orders/generate.sql);
+            # some at a time, so that orders come in for as long as the chaos lasts
+            my $until = $next + 19 < $last ? $next + 19 : $last;
+            my $heard = qx(psql -XAtq -v ON_ERROR_STOP=1 -v first=$next -v last=$until -d "$connstr{orders}" -f examples/orders/generate.sql);
             $next += () = $heard =~ /^\d+$/mg;
             POSIX::_exit(1) if getppid != $test;
-            usleep(100_000);
+            usleep(int(rand(1_500_000)));
         }
         POSIX::_exit(0);
     }
@@ -100,14 +102,21 @@ my %kills = (
 );
 my @kinds = (sort(keys %kills), 'coordinator', 'executor', 'participant backend', 'participant backend');
 my %done = map { $_ => 0 } keys %kills;
-my ($kills, $left) = (0, 1);
+my ($kills, $busy) = (0, 0);
 my $limit = time + 240;
 my $failed_restart = 0;
 while (time < $limit)
 {
     usleep(int(rand(1_200_000)));    # the random moment; nothing is asserted about it
     my $kind = $kills < @kinds ? $kinds[$kills] : pick(@kinds);
+    # preferably while there is something to disturb
+    my $flying;
+    until_true(sub {
+        ($flying) = query('orders', "SELECT count(*) FROM shop.orders WHERE status NOT IN ('completed', 'cancelled')");
+        return $flying;
+    }, 2);
     my $hit = $kills{$kind}->();
+    $busy++ if $hit && $flying;
     $done{$kind}++ if $hit;
     $failed_restart++ if $kind =~ /server/ && !$hit;
     $kills++;
@@ -116,7 +125,8 @@ while (time < $limit)
     last if $kills >= $min_kills && defined $placed && $placed >= $orders && ($count // 1) == 0;
     last if $kills >= $min_kills * 3;
 }
-diag('kills: ' . join ', ', map { "$done{$_} x $_" } sort keys %done);
+cmp_ok($busy, '>', $min_kills / 3, 'kills hit sagas under way');
+diag("$busy kills with sagas under way; " . join ', ', map { "$done{$_} x $_" } sort keys %done);
 is($failed_restart, 0, 'every server came back');
 cmp_ok($done{$_}, '>', 0, "killed: $_") for sort keys %done;
 

@@ -624,13 +624,19 @@ flush(void)
 static void
 check_failure(const SagaRecord *r)
 {
-	const SagaNode *node;
-	const SagaStep *s;
+	const SagaNode *node = &nodes[r->node];
+	const SagaStep *s = &fold->steps[r->node];
+	int			broken = r->answer != SAGA_ANSWER_BROKEN ? 0 : 1 +
+		(r->op == SAGA_OP_UNDO && s->status != SAGA_STEP_UNDO_BACKOFF ? 0 :
+		 s->broken);
 
+	if (r->op == SAGA_OP_UNDO)
+		CHECK((r->due == 0) == (broken >= SAGA_BROKEN_LIMIT &&
+								!fold->terminating),
+			  "undo of node %d: %d broken answers, due %lld", r->node, broken,
+			  (long long) r->due);
 	if (r->op != SAGA_OP_ACTION)
 		return;
-	node = &nodes[r->node];
-	s = &fold->steps[r->node];
 	CHECK(r->attempt == s->attempts || r->attempt == s->attempts + 1,
 		  "attempt %d of node %d after %d", r->attempt, r->node, s->attempts);
 	CHECK(!(r->maybe && node->action_local), "a local step in doubt");
@@ -640,10 +646,8 @@ check_failure(const SagaRecord *r)
 		CHECK(r->due == 0, "node %d is to be tried again", r->node);
 	else if (r->due == 0)
 	{
-		CHECK(r->answer != SAGA_ANSWER_BROKEN ||
-			  s->broken + 1 == SAGA_BROKEN_LIMIT,
-			  "node %d is given up after %d broken answers", r->node,
-			  s->broken + 1);
+		CHECK(broken == 0 || broken == SAGA_BROKEN_LIMIT,
+			  "node %d is given up after %d broken answers", r->node, broken);
 		if (r->answer == SAGA_ANSWER_TRANSIENT ||
 			r->answer == SAGA_ANSWER_UNKNOWN)
 			CHECK(!node->after_pivot && node->retry.max_attempts > 0 &&
@@ -654,6 +658,34 @@ check_failure(const SagaRecord *r)
 	else
 		CHECK(r->answer != SAGA_ANSWER_DECLINED,
 			  "node %d is tried again though declined", r->node);
+}
+
+/* Somebody is to be called: is there reason to?  (fold is before it.) */
+static void
+check_stuck(const SagaRecord *r)
+{
+	const SagaStep *pivot = graph.pivot >= 0 ? &fold->steps[graph.pivot] : NULL;
+
+	if (r->reason == SAGA_STUCK_UNDO_FAILS)
+		CHECK(fold->steps[r->node].attempts >= SAGA_UNDO_LIMIT &&
+			  fold->steps[r->node].reason == SAGA_STUCK_NONE,
+			  "node %d is reported after %d failures of its undo", r->node,
+			  fold->steps[r->node].attempts);
+	if (r->reason == SAGA_STUCK_HOOK_FAILS)
+		CHECK(fold->hook.attempts >= 10, "a hook is reported after %d failures",
+			  fold->hook.attempts);
+	if (r->reason == SAGA_STUCK_DEADLINE)
+		CHECK(pivot && (pivot->status == SAGA_STEP_DONE ||
+						pivot->status == SAGA_STEP_SKIPPED ||
+						pivot->continued),
+			  "stuck by the deadline before the pivot's end");
+	if (r->reason == SAGA_STUCK_DECLINED &&
+		nodes[r->node].on_failure != SAGA_FAILURE_STUCK)
+		CHECK(pivot && (nodes[r->node].after_pivot || pivot->maybe ||
+						pivot->status == SAGA_STEP_DONE ||
+						pivot->status == SAGA_STEP_SKIPPED ||
+						pivot->continued),
+			  "node %d is stuck where undo is possible", r->node);
 }
 
 /* May this call start, as the saga stands? */
@@ -711,6 +743,8 @@ take_record(const SagaRecord *r)
 		place[r->node][r->op == SAGA_OP_UNDO].intent = nlog;
 	if (r->kind == SAGA_RECORD_FAILED)
 		check_failure(r);
+	if (r->kind == SAGA_RECORD_STUCK)
+		check_stuck(r);
 	CHECK(saga_machine_apply(fold, r), "the fold refuses record %d", r->seq);
 }
 
@@ -1766,6 +1800,77 @@ report(int64 count, double seconds)
 		show("world", cov_names[i], cov[i], true);
 }
 
+/* The faults that saga_graph_finish() must find. */
+static void
+check_graph_faults(void)
+{
+	static const struct
+	{
+		int			deps[4][2];	/* 1 + node, 0 = none */
+		int			pivots;		/* bit mask */
+		int			no_undo;	/* bit mask */
+		int			nfaults;
+		SagaGraphFaultKind kind;
+		int			nodes;		/* the first fault is at one of these */
+	}			cases[] = {
+		{{{0}, {1}, {2}, {3}}, 1 << 2, 0xc, 0, SAGA_GRAPH_OK, 0},
+		{{{0}, {1, 4}, {2}, {3}}, 0, 0, 1, SAGA_GRAPH_CYCLE, 0xe},
+		{{{2}, {1}, {4}, {3}}, 0, 0, 2, SAGA_GRAPH_CYCLE, 0x3},
+		{{{2}, {1}, {2}, {3}}, 0, 0, 1, SAGA_GRAPH_CYCLE, 0x3},
+		{{{1}, {1}, {0}, {0}}, 0, 0, 1, SAGA_GRAPH_CYCLE, 0x1},
+		{{{0}, {1}, {2}, {3}}, 3, 0, 1, SAGA_GRAPH_TWO_PIVOTS, 0x2},
+		{{{0}, {1}, {0}, {3}}, 1, 0xa, 1, SAGA_GRAPH_UNDO_MISSING, 0x8},
+		{{{0}, {0}, {0}, {0}}, 0, 0x4, 1, SAGA_GRAPH_UNDO_MISSING, 0x4},
+	};
+
+	for (size_t k = 0; k < sizeof(cases) / sizeof(cases[0]); k++)
+	{
+		SagaGraphFault faults[1] = {{SAGA_GRAPH_OK, 0}};
+		int			n;
+
+		memset(&graph, 0, sizeof(graph));
+		memset(nodes, 0, sizeof(nodes));
+		graph.nnodes = 4;
+		graph.nodes = nodes;
+		for (int i = 0; i < 4; i++)
+		{
+			nodes[i].deps = deps[i];
+			for (int j = 0; j < 2; j++)
+				if (cases[k].deps[i][j] > 0)
+					nodes[i].deps[nodes[i].ndeps++] = cases[k].deps[i][j] - 1;
+			nodes[i].pivot = (cases[k].pivots >> i) & 1;
+			nodes[i].has_compensation = !((cases[k].no_undo >> i) & 1);
+		}
+		graph_pool.used = 0;
+		n = saga_graph_finish(&graph, NULL, &graph_arena, faults, 1);
+		CHECK(n == cases[k].nfaults && faults[0].kind == cases[k].kind &&
+			  (n == 0 || (cases[k].nodes >> faults[0].node) & 1),
+			  "graph %d: %d faults, the first %d at node %d", (int) k, n,
+			  faults[0].kind, faults[0].node);
+	}
+}
+
+/* The words and their reverse. */
+static void
+check_names(void)
+{
+	for (int i = 0; i <= SAGA_RECORD_ENDED; i++)
+		CHECK(saga_record_from_name(saga_record_name(i)) == i, "record %d", i);
+	for (int i = 0; i <= SAGA_OP_CLAIM; i++)
+		CHECK(saga_op_from_name(saga_op_name(i)) == i, "op %d", i);
+	for (int i = 0; i <= SAGA_ANSWER_REFUSED; i++)
+		CHECK(saga_answer_from_name(saga_answer_name(i)) == i, "answer %d", i);
+	for (int i = 0; i <= SAGA_TERMINATED; i++)
+		CHECK(saga_state_from_name(saga_state_name(i)) == i, "state %d", i);
+	for (int i = 0; i <= SAGA_CAUSE_OPERATOR; i++)
+		CHECK(saga_cause_from_name(saga_cause_name(i)) == i, "cause %d", i);
+	for (int i = 0; i <= SAGA_STUCK_HOOK_FAILS; i++)
+		CHECK(saga_stuck_reason_from_name(saga_stuck_reason_name(i)) == i,
+			  "reason %d", i);
+	CHECK(saga_record_from_name("no such") == -1 &&
+		  saga_record_from_name(NULL) == -1, "an unknown word is known");
+}
+
 /* The machine alone: four remote steps, nothing fails, nothing is checked. */
 static void
 measure(void)
@@ -1844,13 +1949,16 @@ main(int argc, char **argv)
 	if (setjmp(failed))
 	{
 		/* once more, to see how it came to that */
-		if (verbose)
+		if (verbose || number < args[1])
 			return 1;
 		verbose = true;
 		run_saga();
 		printf("(it did not fail again)\n");
 		return 1;
 	}
+	number = args[1] - 1;
+	check_graph_faults();
+	check_names();
 	for (number = args[1]; number < args[1] + args[2]; number++)
 		run_saga();
 	clock_gettime(CLOCK_MONOTONIC, &t1);
