@@ -240,7 +240,8 @@ look_at_holder(const char *name, text *key, Jsonb *input, Holder *holder)
  * it is in *id.
  */
 static bool
-claim_key(const StartOptions *o, text *key, Jsonb *input, pg_uuid_t *id)
+claim_key(SagaTable *table, const StartOptions *o, text *key, Jsonb *input,
+		  pg_uuid_t *id)
 {
 	Oid			types[3] = {TEXTOID, TEXTOID, UUIDOID};
 	Datum		values[3];
@@ -260,6 +261,8 @@ claim_key(const StartOptions *o, text *key, Jsonb *input, pg_uuid_t *id)
 	claimed = SPI_processed == 1;
 	if (!claimed)
 	{
+		/* the holder may be of this very call */
+		saga_table_flush(table);
 		look_at_holder(o->def->name, key, input, &holder);
 		if (!holder.exists || (o->on_conflict == CONFLICT_RESTART && holder.ended))
 		{
@@ -302,7 +305,7 @@ start_one(SagaTable *table, const StartOptions *o, Jsonb *input, text *key,
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("a saga's key must have 1 to 1000 bytes")));
-		if (!claim_key(o, key, checked, id))
+		if (!claim_key(table, o, key, checked, id))
 			return false;
 	}
 	insert_instance(table, o, id, checked, key);
