@@ -179,8 +179,14 @@ saga_take_over(PG_FUNCTION_ARGS)
 	}
 	values[0] = CStringGetTextDatum(this_host());
 	values[1] = CStringGetTextDatum(saga_host_guard ? saga_host_guard : "");
+	/*
+	 * The counter must pass whatever participants have seen from the other
+	 * copy.  Server starts add one at a time, so the time of day in seconds is
+	 * ahead of every counter that was not set here before.
+	 */
 	run("UPDATE saga.identity SET held = NULL, host = $1, host_guard = $2,"
-		" counter = GREATEST(counter, 1), server_started = NULL",
+		" counter = GREATEST(counter + 1, pg_catalog.date_part('epoch', pg_catalog.now())::bigint),"
+		" server_started = NULL",
 		2, types, values, NULL, SPI_OK_UPDATE);
 	SPI_finish();
 	saga_installed_at_commit();	/* has the workers look again */

@@ -221,6 +221,14 @@ stop_surplus(void)
 	}
 }
 
+static void
+forget_delays(Oid dboid)
+{
+	for (int i = 0; i < nstarts; i++)
+		if (starts[i].dboid == dboid)
+			starts[i].last = starts[i].delay = 0;
+}
+
 /* Bring what runs to what should run; returns when to look again. */
 static TimestampTz
 reconcile(void)
@@ -237,6 +245,11 @@ reconcile(void)
 
 		if (!OidIsValid(db->dboid) || db->status == SAGA_DB_ABSENT)
 			continue;
+		if (db->fresh)
+		{
+			db->fresh = false;
+			forget_delays(db->dboid);
+		}
 		coordinators = db->status == SAGA_DB_PRESENT ? saga_coordinators : 1;
 		if (db->status == SAGA_DB_PRESENT)
 			executors = saga_coordinators * saga_executors;

@@ -364,7 +364,10 @@ announce_install(void)
 	LWLockAcquire(&SagaShmem->lock, LW_EXCLUSIVE);
 	for (int i = 0; i < SAGA_MAX_DATABASES; i++)
 		if (SagaShmem->databases[i].dboid == MyDatabaseId)
+		{
 			SagaShmem->databases[i].status = SAGA_DB_UNKNOWN;
+			SagaShmem->databases[i].fresh = true;
+		}
 	SagaShmem->relist = true;
 	if (SagaShmem->launcher_latch)
 		SetLatch(SagaShmem->launcher_latch);

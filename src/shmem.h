@@ -87,6 +87,8 @@ typedef struct SagaDatabase
 {
 	Oid			dboid;			/* InvalidOid: free */
 	SagaDatabaseStatus status;
+	bool		fresh;			/* the extension came or went: start without
+								 * delay */
 	bool		no_slot;		/* a worker could not be registered */
 } SagaDatabase;
 

@@ -122,14 +122,22 @@ saga_worker_interrupts(void)
 	}
 }
 
-/* The extension is gone: say so to the launcher and leave. */
+/*
+ * The extension is gone, or is another one of the same name: what this process
+ * remembers is of the old one.  Tell the launcher, who starts new workers if
+ * there is an extension.
+ */
 static void
-leave_database(void)
+leave_database(bool replaced)
 {
 	LWLockAcquire(&SagaShmem->lock, LW_EXCLUSIVE);
 	for (int i = 0; i < SAGA_MAX_DATABASES; i++)
 		if (SagaShmem->databases[i].dboid == MyDatabaseId)
-			SagaShmem->databases[i].status = SAGA_DB_ABSENT;
+		{
+			SagaShmem->databases[i].fresh = true;
+			if (!replaced)
+				SagaShmem->databases[i].status = SAGA_DB_ABSENT;
+		}
 	LWLockRelease(&SagaShmem->lock);
 	saga_wake_launcher();
 }
@@ -137,6 +145,7 @@ leave_database(void)
 bool
 saga_worker_begin(const char *activity)
 {
+	static Oid	mine = InvalidOid;
 	Oid			extension;
 
 	SetCurrentStatementStartTimestamp();
@@ -146,13 +155,14 @@ saga_worker_begin(const char *activity)
 	{
 		/* the lock DROP EXTENSION takes first: no deadlock either way */
 		LockDatabaseObject(ExtensionRelationId, extension, 0, AccessShareLock);
-		if (get_extension_oid(SAGA_EXTENSION, true) != extension)
-			extension = InvalidOid;
+		extension = get_extension_oid(SAGA_EXTENSION, true);
 	}
-	if (!OidIsValid(extension))
+	if (!OidIsValid(mine))
+		mine = extension;
+	if (!OidIsValid(extension) || extension != mine)
 	{
 		AbortCurrentTransaction();
-		leave_database();
+		leave_database(OidIsValid(extension));
 		return false;
 	}
 	if (SPI_connect() != SPI_OK_CONNECT)
