@@ -26,7 +26,7 @@
 static Jsonb *
 row_as_object(HeapTuple tuple, TupleDesc desc)
 {
-	Datum		row = heap_copy_tuple_as_datum(tuple, desc);
+	Datum		row = heap_copy_tuple_as_datum(tuple, BlessTupleDesc(desc));
 	Datum		json = DirectFunctionCall1(row_to_json, row);
 
 	return DatumGetJsonbP(DirectFunctionCall1(jsonb_in,

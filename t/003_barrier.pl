@@ -67,17 +67,19 @@ my @ids = split /\n/, $c->alice(<<'SQL');
 SELECT id FROM saga.start_many('pay',
   (SELECT jsonb_agg(jsonb_build_object('tag', 'lost-many-' || n)) FROM generate_series(1, 40) n))
 SQL
-is(scalar(grep { $c->ended($_) ne 'completed|||' } @ids), 0, 'forty sagas, five cuts');
+is(scalar(grep { $c->ended($_) ne 'completed|||' } @ids), 0, 'forty sagas, up to five cuts');
+cmp_ok($proxy->status->{swallowed}, '>', 1, 'answers were lost');
 is($p->sql('SELECT count(*), count(DISTINCT arg) FROM app.effect', 'a'), '40|40', 'forty effects');
 $proxy->pass;
 
 # ---- the same for a compensation ----
 
 clear();
+my $before = $proxy->status->{swallowed};
 $proxy->swallow('of lost-undo', "COMMIT\0");
 $id = $c->start('fails_late', '{"tag": "lost-undo"}');
 is($c->ended($id), 'compensated|declined|no|SGB01', 'the answer to a compensation lost');
-is($proxy->status->{swallowed}, 7, 'it was lost');
+is($proxy->status->{swallowed}, $before + 1, 'it was lost');
 is($p->effects('a'), 'pay/lost-undo refund/of lost-undo', 'one refund');
 $proxy->pass;
 

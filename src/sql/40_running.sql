@@ -100,7 +100,7 @@ RETURNS TABLE (saga_id uuid, problem text) LANGUAGE c VOLATILE AS 'MODULE_PATHNA
 COMMENT ON FUNCTION saga.check_log(uuid)
 IS 'Fold the log of one saga, or of all, and name every row that differs from it';
 
-CREATE VIEW saga.instances AS
+CREATE VIEW saga.instances WITH (security_barrier) AS
 SELECT i.id, d.name, d.version, i.state, i.direction, i.cause, i.key, i.failed_step, i.sqlstate, i.error,
        i.input, i.output, i.correlation, i.labels, i.priority,
        pg_catalog.pg_get_userbyid(i.started_by) AS started_by, i.started_at, i.start_at, i.deadline, i.ended_at
@@ -109,7 +109,7 @@ WHERE i.started_by = (SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolname = 
    OR saga.may(d.name, 'see');
 COMMENT ON VIEW saga.instances IS 'Sagas you started or may see, one row each';
 
-CREATE VIEW saga.log AS
+CREATE VIEW saga.log WITH (security_barrier) AS
 SELECT l.saga_id, l.seq, l.at, l.kind, l.step, l.operation, l.attempt, l.outcome, l.state, l.cause, l.reason,
        l.due, l.sqlstate,
        CASE WHEN p.readable THEN l.message END AS message,
@@ -122,7 +122,7 @@ CROSS JOIN LATERAL (SELECT pg_catalog.current_setting('saga.log_payloads', true)
 COMMENT ON VIEW saga.log IS 'The append-only history of each saga';
 
 -- A step's state is what its last record says.
-CREATE VIEW saga.steps AS
+CREATE VIEW saga.steps WITH (security_barrier) AS
 WITH last AS (
     SELECT DISTINCT ON (l.saga_id, l.step) l.*
     FROM saga.log_record l
@@ -151,7 +151,7 @@ CROSS JOIN LATERAL saga.definition_steps_(d.body) WITH ORDINALITY AS n(step, ord
 LEFT JOIN last ON last.saga_id = i.id AND last.step = n.step;
 COMMENT ON VIEW saga.steps IS 'Every step of each saga and what has become of it';
 
-CREATE VIEW saga.stuck AS
+CREATE VIEW saga.stuck WITH (security_barrier) AS
 SELECT s.saga_id AS id, i.name, i.version, i.direction, s.step, s.operation, s.reason, s.sqlstate, s.message AS error, s.since,
        CASE s.reason
            WHEN 'declined' THEN 'The step was declined and the saga cannot go back. Mend the cause, then retry the step, or skip it.'
@@ -171,7 +171,7 @@ SELECT s.saga_id AS id, i.name, i.version, i.direction, s.step, s.operation, s.r
 FROM saga.stuck_saga s JOIN saga.instances i ON i.id = s.saga_id;
 COMMENT ON VIEW saga.stuck IS 'Sagas that wait for an operator: why, and the verbs that help';
 
-CREATE VIEW saga.participants AS
+CREATE VIEW saga.participants WITH (security_barrier) AS
 SELECT s.srvname AS name, w.fdwname AS wrapper,
        pg_catalog.pg_get_userbyid(s.srvowner) AS owner,
        pg_catalog.has_server_privilege(s.oid, 'USAGE') AS usable,
@@ -184,7 +184,7 @@ FROM pg_catalog.pg_foreign_server s JOIN pg_catalog.pg_foreign_data_wrapper w ON
 WHERE w.fdwname IN ('saga_postgres', 'postgres_fdw', 'dblink_fdw');
 COMMENT ON VIEW saga.participants IS 'Foreign servers that saga can call';
 
-CREATE VIEW saga.stat_participants AS
+CREATE VIEW saga.stat_participants WITH (security_barrier) AS
 SELECT s.srvname AS name, p.calls, p.done, p.declined, p.transient, p.broken, p.unknown,
        CASE WHEN p.calls > 0 THEN pg_catalog.round(p.latency_us / 1000.0 / p.calls, 3) END AS latency_avg_ms,
        pg_catalog.round(p.latency_max_us / 1000.0, 3) AS latency_max_ms,
@@ -192,10 +192,11 @@ SELECT s.srvname AS name, p.calls, p.done, p.declined, p.transient, p.broken, p.
 FROM saga.participant_stats_() p JOIN pg_catalog.pg_foreign_server s ON s.oid = p.serverid;
 COMMENT ON VIEW saga.stat_participants IS 'Calls to each participant since the server started';
 
-CREATE VIEW saga.stat_workers AS SELECT * FROM saga.workers_();
+CREATE VIEW saga.stat_workers WITH (security_barrier) AS
+SELECT * FROM saga.workers_();
 COMMENT ON VIEW saga.stat_workers IS 'The workers of this database';
 
-CREATE VIEW saga.stat_sagas AS
+CREATE VIEW saga.stat_sagas WITH (security_barrier) AS
 SELECT i.name, i.version,
        pg_catalog.count(*) AS started,
        pg_catalog.count(*) FILTER (WHERE i.ended_at IS NULL) AS live,
