@@ -42,13 +42,7 @@ MODULE_big = saga
 EXTENSION = saga
 OBJS = $(patsubst $(here)%.c,%.o,$(sort $(wildcard $(here)src/*.c)))
 
-# The install script: one file, put together in the order of names.
-script_parts := $(sort $(wildcard $(here)src/sql/*.sql))
-ifneq ($(script_parts),)
-DATA_built = saga--1.0.sql
-else
-DATA = $(notdir $(wildcard $(here)saga--*.sql))
-endif
+DATA = saga--1.0.sql
 
 PG_CPPFLAGS = -I$(here)src -I$(libpq_srcdir) -MMD -MP
 PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter \
@@ -78,10 +72,5 @@ include $(PGXS)
 
 # A build elsewhere (make -f .../Makefile) begins in an empty directory.
 $(shell mkdir -p src)
-
-ifneq ($(script_parts),)
-saga--1.0.sql: $(script_parts)
-	cat $^ >$@
-endif
 
 endif

@@ -1,0 +1,1421 @@
+/* saga--1.0.sql */
+\echo Use "CREATE EXTENSION saga" to load this file. \quit
+
+-- Nothing that exists is adopted: if somebody made a schema of this name
+-- before, this fails.
+CREATE SCHEMA saga;
+COMMENT ON SCHEMA saga IS 'Sagas: transactions across services that own their databases';
+REVOKE ALL ON SCHEMA saga FROM PUBLIC;
+
+-- Roles belong to the server, not to this database: made if absent, never
+-- dropped.
+DO $$
+DECLARE
+    wanted text;
+BEGIN
+    FOREACH wanted IN ARRAY ARRAY['saga_user', 'saga_operator', 'saga_monitor'] LOOP
+        IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname OPERATOR(pg_catalog.=) wanted) THEN
+            EXECUTE pg_catalog.format('CREATE ROLE %I NOLOGIN', wanted);
+        END IF;
+    END LOOP;
+END
+$$;
+GRANT USAGE ON SCHEMA saga TO saga_user, saga_operator, saga_monitor;
+-- ---------------------------------------------------------------------------
+-- Tables of the running sagas.  Only the library writes them; users look
+-- through the views.
+
+-- One row a saga: what listing and waiting need.  No index on a column that
+-- changes but the partial one, so that all updates but the last stay HOT.
+CREATE TABLE saga.instance (
+    id            uuid PRIMARY KEY,
+    bucket        smallint NOT NULL,
+    definition_id bigint NOT NULL,
+    state         text NOT NULL,
+    direction     text NOT NULL,
+    cause         text,
+    key           text,
+    input         jsonb NOT NULL,
+    output        jsonb,
+    failed_step   text,
+    sqlstate      text,
+    error         text,
+    correlation   text,
+    labels        jsonb,
+    priority      integer NOT NULL DEFAULT 0,
+    started_by    oid NOT NULL,
+    started_at    timestamptz NOT NULL,
+    start_at      timestamptz,
+    deadline      timestamptz,
+    ended_at      timestamptz
+) WITH (fillfactor = 70);
+CREATE INDEX instance_live ON saga.instance (bucket) WHERE ended_at IS NULL;
+COMMENT ON TABLE saga.instance IS 'One row for each saga; equals the fold of its log';
+
+-- The idempotency keys of start(), over all versions of a definition.
+CREATE TABLE saga.instance_key (
+    name     text NOT NULL,
+    key      text NOT NULL,
+    saga_id  uuid NOT NULL,
+    PRIMARY KEY (name, key)
+);
+CREATE INDEX instance_key_saga ON saga.instance_key (saga_id);
+COMMENT ON TABLE saga.instance_key IS 'Idempotency keys given to start()';
+
+-- The append-only truth.  Ids are UUIDv7, so ranges of ids are ranges of time.
+CREATE TABLE saga.log_record (
+    saga_id   uuid NOT NULL,
+    seq       integer NOT NULL,
+    at        timestamptz NOT NULL,
+    kind      text NOT NULL,
+    step      text,
+    operation text,
+    attempt   integer,
+    outcome   text,
+    maybe     boolean,
+    state     text,
+    cause     text,
+    reason    text,
+    due       timestamptz,
+    sqlstate  text,
+    message   text,
+    result    jsonb,
+    actor     text,
+    note      text,
+    PRIMARY KEY (saga_id, seq)
+) PARTITION BY RANGE (saga_id);
+CREATE TABLE saga.log_default PARTITION OF saga.log_record DEFAULT;
+COMMENT ON TABLE saga.log_record IS 'The append-only log of every saga, partitioned by time of start';
+COMMENT ON TABLE saga.log_default IS 'Log of sagas whose id fits no dated partition (clock faults, long-lived ones)';
+
+-- Local barrier: a row stands here from the commit of a local action until its
+-- log record is durable.
+CREATE TABLE saga.local_outcome (
+    saga_id   uuid NOT NULL,
+    node      smallint NOT NULL,
+    operation "char" NOT NULL,
+    bucket    smallint NOT NULL,
+    attempt   integer NOT NULL,
+    result    jsonb,
+    PRIMARY KEY (saga_id, node, operation)
+);
+COMMENT ON TABLE saga.local_outcome IS 'Local actions that are committed and not yet logged';
+
+-- Commands of sessions for the coordinator.
+CREATE TABLE saga.inbox (
+    id       bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    saga_id  uuid NOT NULL,
+    bucket   smallint NOT NULL,
+    verb     text NOT NULL,
+    step     text,
+    result   jsonb,
+    force    boolean NOT NULL DEFAULT false,
+    actor    text NOT NULL,
+    note     text,
+    at       timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+);
+COMMENT ON TABLE saga.inbox IS 'Operator commands on their way to the coordinator';
+
+-- Sagas that are out of memory until a time, or until somebody acts (infinity).
+CREATE TABLE saga.wakeup (
+    saga_id  uuid PRIMARY KEY,
+    bucket   smallint NOT NULL,
+    due      timestamptz NOT NULL
+);
+COMMENT ON TABLE saga.wakeup IS 'Sagas that wait, and until when';
+
+-- Sagas that wait for an operator.
+CREATE TABLE saga.stuck_saga (
+    saga_id   uuid PRIMARY KEY,
+    step      text,
+    operation text,
+    reason    text NOT NULL,
+    sqlstate  text,
+    message   text,
+    since     timestamptz NOT NULL
+);
+COMMENT ON TABLE saga.stuck_saga IS 'Sagas that wait for an operator, and why';
+
+-- Who this database is to participants (the fence).
+CREATE TABLE saga.identity (
+    only_one         boolean PRIMARY KEY DEFAULT true CHECK (only_one),
+    coordinator      text NOT NULL,
+    timeline         integer NOT NULL DEFAULT 0,
+    counter          bigint NOT NULL DEFAULT 0,
+    nonce            text NOT NULL DEFAULT '',
+    server_started   timestamptz,
+    host             text,
+    host_guard       text,
+    held             text
+);
+COMMENT ON TABLE saga.identity IS 'The identity and epoch under which this database calls participants';
+INSERT INTO saga.identity (coordinator) VALUES (pg_catalog.gen_random_uuid()::text);
+
+SELECT pg_catalog.pg_extension_config_dump('saga.instance', '');
+SELECT pg_catalog.pg_extension_config_dump('saga.instance_key', '');
+SELECT pg_catalog.pg_extension_config_dump('saga.log_record', '');
+SELECT pg_catalog.pg_extension_config_dump('saga.log_default', '');
+SELECT pg_catalog.pg_extension_config_dump('saga.local_outcome', '');
+SELECT pg_catalog.pg_extension_config_dump('saga.wakeup', '');
+SELECT pg_catalog.pg_extension_config_dump('saga.stuck_saga', '');
+-- ---------------------------------------------------------------------------
+-- Definitions: their tables, the constructors of their nodes, and the
+-- functions that make, change and show them.
+
+-- Owner and grantee are regrole so that a dump names the roles.
+CREATE TABLE saga.definition (
+    id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    name        text NOT NULL,
+    version     integer NOT NULL,
+    owner       regrole NOT NULL,
+    hash        text NOT NULL,
+    body        jsonb NOT NULL,
+    search_path text NOT NULL,
+    created_at  timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    paused      boolean NOT NULL DEFAULT false,
+    UNIQUE (name, version)
+);
+COMMENT ON TABLE saga.definition IS 'Versions of definitions; only the library writes them';
+COMMENT ON COLUMN saga.definition.id IS 'What instances refer to';
+COMMENT ON COLUMN saga.definition.name IS 'As given to saga.define()';
+COMMENT ON COLUMN saga.definition.version IS 'Counted from 1 for each name';
+COMMENT ON COLUMN saga.definition.owner IS 'Role whose rights actions have; the same in all versions of a name';
+COMMENT ON COLUMN saga.definition.hash IS 'SHA-256 of body and search_path';
+COMMENT ON COLUMN saga.definition.body IS 'Steps and options, in the form that src/definition.c describes';
+COMMENT ON COLUMN saga.definition.search_path IS 'In force at saga.define(), and again when local actions run';
+COMMENT ON COLUMN saga.definition.created_at IS 'When the version was made';
+COMMENT ON COLUMN saga.definition.paused IS 'Set by saga.pause_definition(), in all versions of a name';
+
+CREATE TABLE saga.privilege (
+    definition text NOT NULL,
+    grantee    regrole NOT NULL,
+    privileges text[] NOT NULL,
+    PRIMARY KEY (definition, grantee)
+);
+COMMENT ON TABLE saga.privilege IS 'What saga.grant() granted; only the library writes it';
+COMMENT ON COLUMN saga.privilege.definition IS 'Name of the definition';
+COMMENT ON COLUMN saga.privilege.grantee IS 'Role that has the privileges';
+COMMENT ON COLUMN saga.privilege.privileges IS 'Of start, signal, see, operate';
+
+SELECT pg_catalog.pg_extension_config_dump('saga.definition', '');
+SELECT pg_catalog.pg_extension_config_dump('saga.definition_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('saga.privilege', '');
+
+-- ---- nodes ----
+
+CREATE TYPE saga.node;
+CREATE FUNCTION saga.node_in(cstring) RETURNS saga.node
+LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'saga_node_in';
+COMMENT ON FUNCTION saga.node_in(cstring) IS 'I/O; refuses text';
+CREATE FUNCTION saga.node_out(saga.node) RETURNS cstring
+LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'saga_node_out';
+COMMENT ON FUNCTION saga.node_out(saga.node) IS 'I/O';
+CREATE TYPE saga.node (
+    INPUT = saga.node_in,
+    OUTPUT = saga.node_out,
+    LIKE = pg_catalog.jsonb
+);
+COMMENT ON TYPE saga.node IS 'A step or a group of steps, as built by saga.step() and the other constructors';
+REVOKE ALL ON TYPE saga.node FROM PUBLIC;
+GRANT USAGE ON TYPE saga.node TO saga_user;
+CREATE CAST (saga.node AS jsonb) WITHOUT FUNCTION;
+COMMENT ON CAST (saga.node AS jsonb) IS 'The node as JSON';
+CREATE CAST (jsonb AS saga.node) WITHOUT FUNCTION;
+COMMENT ON CAST (jsonb AS saga.node) IS 'For constructors; saga.define() checks what it is given';
+
+-- Constructors check nothing: saga.define() reports all faults at once.  Their
+-- bodies are parsed here, so no search_path can bend them.
+CREATE FUNCTION saga.step(
+    name text,
+    action text,
+    compensation text DEFAULT NULL,
+    server text DEFAULT NULL,
+    after text[] DEFAULT NULL,
+    pivot boolean DEFAULT false,
+    retriable boolean DEFAULT NULL,
+    timeout interval DEFAULT NULL,
+    retry jsonb DEFAULT NULL,
+    on_failure text DEFAULT NULL,
+    result text DEFAULT NULL,
+    returns text DEFAULT NULL,
+    expect_rows integer DEFAULT NULL,
+    compensation_server text DEFAULT NULL,
+    compensation_timeout interval DEFAULT NULL,
+    compensation_retry jsonb DEFAULT NULL)
+RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+    'kind', 'step', 'name', name, 'action', action, 'compensation', compensation, 'server', server,
+    'after', after, 'pivot', pivot, 'retriable', retriable,
+    'timeout', pg_catalog.trim_scale(extract(epoch FROM timeout)), 'retry', retry,
+    'on_failure', on_failure, 'result', result, 'returns', returns, 'expect_rows', expect_rows,
+    'compensation_server', compensation_server,
+    'compensation_timeout', pg_catalog.trim_scale(extract(epoch FROM compensation_timeout)),
+    'compensation_retry', compensation_retry))::saga.node;
+COMMENT ON FUNCTION saga.step(text, text, text, text, text[], boolean, boolean, interval, jsonb, text, text, text, integer, text, interval, jsonb)
+IS 'A step: an action, and perhaps the compensation that undoes it';
+
+CREATE FUNCTION saga.undo_step(
+    name text,
+    compensation text,
+    server text DEFAULT NULL,
+    after text[] DEFAULT NULL,
+    timeout interval DEFAULT NULL,
+    retry jsonb DEFAULT NULL)
+RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+    'kind', 'undo', 'name', name, 'compensation', compensation, 'server', server, 'after', after,
+    'timeout', pg_catalog.trim_scale(extract(epoch FROM timeout)), 'retry', retry))::saga.node;
+COMMENT ON FUNCTION saga.undo_step(text, text, text, text[], interval, jsonb)
+IS 'A step that does nothing when it is reached, and whose compensation runs if the saga comes back';
+
+CREATE FUNCTION saga.parallel(VARIADIC nodes saga.node[])
+RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+    'kind', 'parallel', 'nodes', nodes::jsonb[]))::saga.node;
+COMMENT ON FUNCTION saga.parallel(saga.node[]) IS 'Steps that do not wait for each other';
+
+CREATE FUNCTION saga.parallel(nodes saga.node[], after text[])
+RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+    'kind', 'parallel', 'nodes', nodes::jsonb[], 'after', after))::saga.node;
+COMMENT ON FUNCTION saga.parallel(saga.node[], text[])
+IS 'Steps that do not wait for each other, and for the named ones only';
+
+CREATE FUNCTION saga.retry_policy(
+    max_attempts integer DEFAULT NULL,
+    initial_interval interval DEFAULT NULL,
+    backoff double precision DEFAULT NULL,
+    max_interval interval DEFAULT NULL,
+    jitter double precision DEFAULT NULL,
+    decline_on text[] DEFAULT NULL,
+    retry_on text[] DEFAULT NULL,
+    stuck_on text[] DEFAULT NULL)
+RETURNS jsonb LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+    'max_attempts', max_attempts,
+    'initial_interval', pg_catalog.trim_scale(extract(epoch FROM initial_interval)),
+    'backoff', backoff,
+    'max_interval', pg_catalog.trim_scale(extract(epoch FROM max_interval)),
+    'jitter', jitter, 'decline_on', decline_on, 'retry_on', retry_on, 'stuck_on', stuck_on));
+COMMENT ON FUNCTION saga.retry_policy(integer, interval, double precision, interval, double precision, text[], text[], text[])
+IS 'When a step is tried again, and which SQLSTATEs mean that it is declined, to be tried again, or broken';
+
+-- ---- making and changing ----
+
+CREATE FUNCTION saga.define(
+    name text,
+    steps saga.node[],
+    input text DEFAULT NULL,
+    deadline interval DEFAULT NULL,
+    retention interval DEFAULT NULL,
+    key_retention interval DEFAULT NULL,
+    max_running integer DEFAULT NULL,
+    priority integer DEFAULT NULL,
+    compensation_order text DEFAULT 'reverse',
+    on_completed text DEFAULT NULL,
+    on_compensated text DEFAULT NULL,
+    on_stuck text DEFAULT NULL)
+RETURNS integer LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_define';
+COMMENT ON FUNCTION saga.define(text, saga.node[], text, interval, interval, interval, integer, integer, text, text, text, text)
+IS 'Make a version of a definition and return its number; the number of the newest if nothing has changed';
+
+CREATE FUNCTION saga.drop_definition(name text, version integer DEFAULT NULL)
+RETURNS integer LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_drop_definition';
+COMMENT ON FUNCTION saga.drop_definition(text, integer)
+IS 'Drop one version, or all, and return how many; refused while sagas of it have not ended';
+
+CREATE FUNCTION saga.pause_definition(name text)
+RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_pause_definition';
+COMMENT ON FUNCTION saga.pause_definition(text) IS 'Let no saga of the definition begin until it is resumed';
+
+CREATE FUNCTION saga.resume_definition(name text)
+RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_resume_definition';
+COMMENT ON FUNCTION saga.resume_definition(text) IS 'Let sagas of the definition begin again';
+
+CREATE FUNCTION saga.grant(definition text, role name, privileges text[] DEFAULT '{start,signal,see,operate}')
+RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_grant';
+COMMENT ON FUNCTION saga.grant(text, name, text[]) IS 'Grant privileges on a definition and its sagas';
+
+CREATE FUNCTION saga.revoke(definition text, role name, privileges text[] DEFAULT '{start,signal,see,operate}')
+RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_revoke';
+COMMENT ON FUNCTION saga.revoke(text, name, text[]) IS 'Take granted privileges back';
+
+CREATE FUNCTION saga.alter_owner(definition text, role name)
+RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_alter_owner';
+COMMENT ON FUNCTION saga.alter_owner(text, name)
+IS 'Give all versions of a definition another owner, with whose rights actions then run';
+
+-- ---- looking ----
+
+CREATE FUNCTION saga.may(definition text, privilege text)
+RETURNS boolean LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'saga_may';
+COMMENT ON FUNCTION saga.may(text, text)
+IS 'Has the current user this privilege (start, signal, see, operate) on the definition?';
+
+CREATE FUNCTION saga.render(
+    definition text,
+    step text,
+    input jsonb DEFAULT NULL,
+    results jsonb DEFAULT NULL,
+    operation text DEFAULT 'action',
+    version integer DEFAULT NULL)
+RETURNS jsonb LANGUAGE c STABLE AS 'MODULE_PATHNAME', 'saga_render';
+COMMENT ON FUNCTION saga.render(text, text, jsonb, jsonb, text, integer)
+IS 'What would be sent: server, SQL, values and their types; results holds those of other steps by name';
+
+CREATE FUNCTION saga.definition_steps_(body jsonb)
+RETURNS SETOF text LANGUAGE sql IMMUTABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT n OPERATOR(pg_catalog.#>>) '{}'
+    FROM pg_catalog.jsonb_path_query(body, 'strict $.steps.** ? (@.type() == "object" && exists(@.name)).name') AS n;
+END;
+COMMENT ON FUNCTION saga.definition_steps_(jsonb) IS 'Internal: names of the steps of a definition as they are listed';
+
+CREATE VIEW saga.definitions WITH (security_barrier) AS
+SELECT d.name, d.version, d.owner, s.steps, d.created_at, d.paused,
+       d.version = pg_catalog.max(d.version) OVER (PARTITION BY d.name) AS latest,
+       d.search_path, pg_catalog.jsonb_pretty(d.body) AS body
+FROM saga.definition d
+CROSS JOIN LATERAL (SELECT pg_catalog.count(*)::integer AS steps FROM saga.definition_steps_(d.body)) s
+WHERE saga.may(d.name, 'see');
+COMMENT ON VIEW saga.definitions IS 'Versions of the definitions that you own or may see';
+COMMENT ON COLUMN saga.definitions.name IS 'As given to saga.define()';
+COMMENT ON COLUMN saga.definitions.version IS 'Counted from 1 for each name';
+COMMENT ON COLUMN saga.definitions.owner IS 'Role whose rights actions have';
+COMMENT ON COLUMN saga.definitions.steps IS 'Number of steps';
+COMMENT ON COLUMN saga.definitions.created_at IS 'When the version was made';
+COMMENT ON COLUMN saga.definitions.paused IS 'No saga of it begins until saga.resume_definition()';
+COMMENT ON COLUMN saga.definitions.latest IS 'Is it the version that saga.start() uses?';
+COMMENT ON COLUMN saga.definitions.search_path IS 'In force at saga.define(), and again when local actions run';
+COMMENT ON COLUMN saga.definitions.body IS 'Steps and options as stored, as indented JSON';
+
+-- ---- rights ----
+
+REVOKE ALL ON saga.definition, saga.privilege, saga.definitions FROM PUBLIC;
+GRANT SELECT ON saga.definitions TO saga_user, saga_operator, saga_monitor;
+REVOKE ALL ON FUNCTION
+    saga.node_in(cstring),
+    saga.node_out(saga.node),
+    saga.step(text, text, text, text, text[], boolean, boolean, interval, jsonb, text, text, text, integer, text, interval, jsonb),
+    saga.undo_step(text, text, text, text[], interval, jsonb),
+    saga.parallel(saga.node[]),
+    saga.parallel(saga.node[], text[]),
+    saga.retry_policy(integer, interval, double precision, interval, double precision, text[], text[], text[]),
+    saga.define(text, saga.node[], text, interval, interval, interval, integer, integer, text, text, text, text),
+    saga.drop_definition(text, integer),
+    saga.pause_definition(text),
+    saga.resume_definition(text),
+    saga.grant(text, name, text[]),
+    saga.revoke(text, name, text[]),
+    saga.alter_owner(text, name),
+    saga.may(text, text),
+    saga.render(text, text, jsonb, jsonb, text, integer),
+    saga.definition_steps_(jsonb)
+FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION
+    saga.node_out(saga.node),
+    saga.step(text, text, text, text, text[], boolean, boolean, interval, jsonb, text, text, text, integer, text, interval, jsonb),
+    saga.undo_step(text, text, text, text[], interval, jsonb),
+    saga.parallel(saga.node[]),
+    saga.parallel(saga.node[], text[]),
+    saga.retry_policy(integer, interval, double precision, interval, double precision, text[], text[], text[]),
+    saga.define(text, saga.node[], text, interval, interval, interval, integer, integer, text, text, text, text),
+    saga.drop_definition(text, integer),
+    saga.grant(text, name, text[]),
+    saga.revoke(text, name, text[]),
+    saga.alter_owner(text, name)
+TO saga_user;
+GRANT EXECUTE ON FUNCTION
+    saga.pause_definition(text),
+    saga.resume_definition(text)
+TO saga_user, saga_operator;
+GRANT EXECUTE ON FUNCTION
+    saga.may(text, text),
+    saga.render(text, text, jsonb, jsonb, text, integer),
+    saga.definition_steps_(jsonb)
+TO saga_user, saga_operator, saga_monitor;
+-- Participants: the wrapper for PostgreSQL servers, the script that installs
+-- the barrier at a participant, and the functions that run and check it.
+
+CREATE FUNCTION saga.saga_postgres_validator(text[], oid) RETURNS void
+LANGUAGE c STRICT AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION saga.saga_postgres_validator(text[], oid) IS
+'checks the options of servers and user mappings of saga_postgres; called by CREATE and ALTER SERVER and USER MAPPING';
+
+CREATE FOREIGN DATA WRAPPER saga_postgres
+	NO HANDLER VALIDATOR saga.saga_postgres_validator;
+COMMENT ON FOREIGN DATA WRAPPER saga_postgres IS
+'PostgreSQL databases that take part in sagas; USAGE on a server of it is the right to call out';
+
+-- The only copy of what stands at a participant.  It is plain SQL and PL/pgSQL
+-- for PostgreSQL 12 and later, so that a managed database can be one, and may
+-- be run again at any time (also to upgrade).  Rules for its functions:
+--
+-- - SECURITY INVOKER: a step has the rights of the mapping's user, no more.
+-- - "run" and "undo" pin no search_path, for the user's statement runs in
+--   them under the session's; they qualify everything instead.
+-- - The advisory lock is taken in one statement and the epoch read in the
+--   next: the later snapshot sees every epoch raised before the lock was got.
+-- - The claim comes before the effect, so that a second try waits for the
+--   first on the key and never runs into its effects.
+CREATE FUNCTION saga.participant_script(grantees text[] DEFAULT '{}')
+RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $function$
+SELECT $script$-- saga_participant, version 1: makes this database a participant of sagas.
+-- Run it as a role that may create a schema here; it may be run again.
+BEGIN;
+SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL client_min_messages = warning;
+
+DO $do$
+BEGIN
+	PERFORM pg_advisory_xact_lock(hashtextextended('saga_participant', 0));
+	-- never adopt a schema in which somebody else may have planted something
+	IF EXISTS (SELECT FROM pg_namespace n
+			   WHERE n.nspname = 'saga_participant'
+				 AND n.nspowner <> current_user::regrole) THEN
+		RAISE EXCEPTION 'schema "saga_participant" belongs to another role'
+			USING ERRCODE = '42501',
+				  HINT = 'Run this script as the owner of that schema (SET ROLE), if you trust that role.';
+	END IF;
+	IF to_regprocedure('saga_participant.version()') IS NOT NULL THEN
+		IF saga_participant.version() > 1 THEN
+			RAISE EXCEPTION 'schema "saga_participant" is newer than this script'
+				USING ERRCODE = '55000',
+					  DETAIL = format('Its version is %s, that of the script is 1.',
+									  saga_participant.version()),
+					  HINT = 'Nothing has to be done: a newer one serves older coordinators.';
+		END IF;
+	END IF;
+END
+$do$;
+
+CREATE SCHEMA IF NOT EXISTS saga_participant;
+COMMENT ON SCHEMA saga_participant IS
+'makes each call of a saga happen at most once in this database';
+
+CREATE TABLE IF NOT EXISTS saga_participant.epoch
+(
+	coordinator text PRIMARY KEY,
+	timeline integer NOT NULL,
+	counter bigint NOT NULL,
+	nonce text NOT NULL,
+	raised_at timestamp with time zone NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE saga_participant.epoch IS
+'newest generation of each coordinator; older ones are refused';
+
+CREATE TABLE IF NOT EXISTS saga_participant.barrier
+(
+	coordinator text NOT NULL,
+	saga uuid NOT NULL,
+	step text NOT NULL,
+	op "char" NOT NULL,
+	status text NOT NULL,
+	result jsonb,
+	created_at timestamp with time zone NOT NULL DEFAULT now(),
+	not_after timestamp with time zone NOT NULL,
+	PRIMARY KEY (coordinator, saga, step, op)
+) WITH (fillfactor = 85);
+COMMENT ON TABLE saga_participant.barrier IS
+'one row for each call that happened (done) or must never happen (refused); op: a action, u undo';
+
+CREATE OR REPLACE FUNCTION saga_participant.version() RETURNS integer
+LANGUAGE sql IMMUTABLE AS 'SELECT 1';
+COMMENT ON FUNCTION saga_participant.version() IS
+'version of this schema';
+
+CREATE OR REPLACE FUNCTION saga_participant.decline
+	(reason text, detail jsonb DEFAULT NULL)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $f$
+BEGIN
+	IF detail IS NULL THEN
+		RAISE EXCEPTION USING ERRCODE = 'SGB01',
+			MESSAGE = coalesce(reason, 'declined');
+	END IF;
+	RAISE EXCEPTION USING ERRCODE = 'SGB01',
+		MESSAGE = coalesce(reason, 'declined'), DETAIL = detail::text;
+END
+$f$;
+COMMENT ON FUNCTION saga_participant.decline(text, jsonb) IS
+'end the calling step of a saga as declined: business says no, nothing is retried';
+
+-- On connecting: raise the epoch, or be refused as an old coordinator.
+CREATE OR REPLACE FUNCTION saga_participant.attach
+	(p_coordinator text, p_timeline integer, p_counter bigint, p_nonce text,
+	 p_session boolean)
+RETURNS text
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $f$
+DECLARE
+	v_key bigint := hashtextextended(p_coordinator, 7461);
+	e saga_participant.epoch%ROWTYPE;
+BEGIN
+	IF pg_is_in_recovery() THEN
+		RAISE EXCEPTION 'this server is a standby' USING ERRCODE = '57P03';
+	END IF;
+	-- a commit that is not flushed could be answered and then lost
+	IF p_session AND current_setting('synchronous_commit') IN ('off', 'local', 'remote_write') THEN
+		PERFORM set_config('synchronous_commit', 'on', false);
+	END IF;
+	-- a statement whose coordinator hung up must not go on holding its key
+	IF p_session AND current_setting('server_version_num')::integer >= 140000 THEN
+		BEGIN
+			PERFORM set_config('client_connection_check_interval', '2s', false);
+		EXCEPTION WHEN OTHERS THEN
+			NULL;				-- not on every platform
+		END;
+	END IF;
+
+	-- the common case, and one that does not wait for calls in flight
+	SELECT * INTO e FROM saga_participant.epoch
+	WHERE coordinator = p_coordinator;
+	IF FOUND AND (e.timeline, e.counter, e.nonce) = (p_timeline, p_counter, p_nonce) THEN
+		RETURN 'same';
+	END IF;
+	IF NOT FOUND OR (e.timeline, e.counter) < (p_timeline, p_counter) THEN
+		-- waits for the calls of the older epoch to end
+		PERFORM pg_advisory_xact_lock(v_key);
+		INSERT INTO saga_participant.epoch AS o
+			(coordinator, timeline, counter, nonce)
+		VALUES (p_coordinator, p_timeline, p_counter, p_nonce)
+		ON CONFLICT (coordinator) DO UPDATE
+			SET timeline = p_timeline, counter = p_counter, nonce = p_nonce,
+				raised_at = now()
+			WHERE (o.timeline, o.counter) < (p_timeline, p_counter)
+			   OR (o.timeline, o.counter, o.nonce) = (p_timeline, p_counter, p_nonce);
+		IF FOUND THEN
+			RETURN 'raised';
+		END IF;
+		SELECT * INTO e FROM saga_participant.epoch
+		WHERE coordinator = p_coordinator;
+	END IF;
+	RAISE EXCEPTION 'coordinator "%" is not the current one', p_coordinator
+		USING ERRCODE = 'SGB04',
+			  DETAIL = format('Its epoch is %s.%s, this participant has seen %s.%s at %s.',
+							  p_timeline, p_counter, e.timeline, e.counter, e.raised_at),
+			  HINT = 'It is an old primary or a restored copy; see the operations manual under fencing.';
+END
+$f$;
+COMMENT ON FUNCTION saga_participant.attach(text, integer, bigint, text, boolean) IS
+'a coordinator announces its epoch; older ones are refused from then on';
+
+-- Behind a pooler in transaction mode: a session's settings, for one
+-- transaction.
+CREATE OR REPLACE FUNCTION saga_participant.settings(p_timeout text)
+RETURNS void
+LANGUAGE plpgsql
+AS $f$
+BEGIN
+	PERFORM pg_catalog.set_config('statement_timeout', p_timeout, true),
+		pg_catalog.set_config('lock_timeout', '10s', true),
+		pg_catalog.set_config('idle_in_transaction_session_timeout', '10s', true),
+		pg_catalog.set_config('TimeZone', 'UTC', true),
+		pg_catalog.set_config('DateStyle', 'ISO', true),
+		pg_catalog.set_config('IntervalStyle', 'postgres', true),
+		pg_catalog.set_config('extra_float_digits', '1', true),
+		pg_catalog.set_config('standard_conforming_strings', 'on', true),
+		pg_catalog.set_config('transaction_read_only', 'off', true);
+	IF pg_catalog.current_setting('synchronous_commit') IN ('off', 'local', 'remote_write') THEN
+		PERFORM pg_catalog.set_config('synchronous_commit', 'on', true);
+	END IF;
+END
+$f$;
+COMMENT ON FUNCTION saga_participant.settings(text) IS
+'settings of a coordinator''s transaction behind a pooler';
+
+-- Why a claim inserted no row: raises, or returns the recorded result.
+CREATE OR REPLACE FUNCTION saga_participant.recorded
+	(p_coordinator text, p_timeline integer, p_counter bigint, p_nonce text,
+	 p_saga uuid, p_step text, p_op "char", p_not_after timestamp with time zone,
+	 p_refused_ok boolean)
+RETURNS text
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $f$
+DECLARE
+	b saga_participant.barrier%ROWTYPE;
+BEGIN
+	IF NOT EXISTS (SELECT FROM saga_participant.epoch e
+				   WHERE e.coordinator = p_coordinator
+					 AND e.timeline = p_timeline AND e.counter = p_counter
+					 AND e.nonce = p_nonce) THEN
+		RAISE EXCEPTION 'coordinator "%" is not the current one', p_coordinator
+			USING ERRCODE = 'SGB04',
+				  DETAIL = 'A newer one has announced itself at this participant.';
+	END IF;
+	SELECT * INTO b FROM saga_participant.barrier
+	WHERE coordinator = p_coordinator AND saga = p_saga
+	  AND step = p_step AND op = p_op;
+	IF FOUND AND b.status = 'done' THEN
+		RETURN 'P' || coalesce(b.result::text, '');
+	ELSIF FOUND AND p_refused_ok THEN
+		RETURN 'R';
+	ELSIF FOUND THEN
+		RAISE EXCEPTION 'this call was refused before it came'
+			USING ERRCODE = 'SGB03',
+				  DETAIL = format('Refused at %s.', b.created_at);
+	ELSIF clock_timestamp() > p_not_after THEN
+		RAISE EXCEPTION 'this call came too late'
+			USING ERRCODE = 'SGB05',
+				  DETAIL = format('It was to be made before %s, the clock here says %s.',
+								  p_not_after, clock_timestamp());
+	END IF;
+	RAISE EXCEPTION 'the record of this call has just been removed'
+		USING ERRCODE = 'SGB02';
+END
+$f$;
+COMMENT ON FUNCTION saga_participant.recorded(text, integer, bigint, text, uuid, text, "char", timestamp with time zone, boolean) IS
+'internal: what is recorded of a call that could not claim its key';
+
+-- Claim the key, run the prepared statement, record the result.  p_call is
+-- 'EXECUTE name(%L, ...)': the statement was prepared on the protocol level,
+-- so that this database infers the types of its parameters, and the values
+-- are quoted here.  Answers 'D' (done now) or 'P' (was done) and the result.
+CREATE OR REPLACE FUNCTION saga_participant.run
+	(p_coordinator text, p_timeline integer, p_counter bigint, p_nonce text,
+	 p_saga uuid, p_step text, p_op "char", p_not_after timestamp with time zone,
+	 p_call text, p_args text[], p_shape text, p_column text,
+	 p_expect integer, p_max integer, p_prepare text)
+RETURNS text
+LANGUAGE plpgsql
+AS $f$
+DECLARE
+	v_row_id tid;
+	r record;
+	v_row jsonb;
+	v_rows jsonb[] := '{}';
+	v_result text;
+	n bigint := 0;
+	v_size bigint := 0;
+BEGIN
+	-- an expression, as PERFORM would cost a run of the executor
+	IF pg_catalog.pg_advisory_xact_lock_shared(pg_catalog.hashtextextended(p_coordinator, 7461)) IS NULL THEN
+	END IF;
+	INSERT INTO saga_participant.barrier
+		(coordinator, saga, step, op, status, not_after)
+	SELECT p_coordinator, p_saga, p_step, p_op, 'done', p_not_after
+	WHERE EXISTS (SELECT FROM saga_participant.epoch e
+				  WHERE e.coordinator OPERATOR(pg_catalog.=) p_coordinator
+					AND e.timeline OPERATOR(pg_catalog.=) p_timeline
+					AND e.counter OPERATOR(pg_catalog.=) p_counter
+					AND e.nonce OPERATOR(pg_catalog.=) p_nonce)
+	  AND pg_catalog.clock_timestamp() OPERATOR(pg_catalog.<=) p_not_after
+	ON CONFLICT DO NOTHING
+	RETURNING ctid INTO v_row_id;
+	IF v_row_id IS NULL THEN
+		RETURN saga_participant.recorded(p_coordinator, p_timeline, p_counter, p_nonce,
+										 p_saga, p_step, p_op, p_not_after, false);
+	END IF;
+
+	IF p_prepare IS NOT NULL THEN
+		-- behind a pooler: an earlier failure may have left the name there
+		IF EXISTS (SELECT FROM pg_catalog.pg_prepared_statements
+				   WHERE name OPERATOR(pg_catalog.=) 'saga_call') THEN
+			DEALLOCATE saga_call;
+		END IF;
+		EXECUTE p_prepare;
+	END IF;
+
+	IF p_shape OPERATOR(pg_catalog.=) 'rows' THEN
+		FOR r IN EXECUTE pg_catalog.format(p_call, VARIADIC p_args) LOOP
+			v_row := pg_catalog.to_jsonb(r);
+			IF p_column IS NOT NULL THEN
+				v_row := v_row OPERATOR(pg_catalog.->) p_column;
+			END IF;
+			n := n OPERATOR(pg_catalog.+) 1;
+			v_size := v_size OPERATOR(pg_catalog.+) pg_catalog.pg_column_size(v_row);
+			IF v_size OPERATOR(pg_catalog.>) p_max THEN
+				RAISE EXCEPTION 'the result of the action is too large'
+					USING ERRCODE = 'SGL01',
+						  DETAIL = pg_catalog.format('It has more than %s bytes.', p_max);
+			END IF;
+			v_rows := pg_catalog.array_append(v_rows, v_row);
+		END LOOP;
+		v_row := pg_catalog.to_jsonb(v_rows);
+	ELSIF p_shape OPERATOR(pg_catalog.=) 'one' OR p_shape OPERATOR(pg_catalog.=) 'first' THEN
+		EXECUTE pg_catalog.format(p_call, VARIADIC p_args) INTO r;
+		GET DIAGNOSTICS n = ROW_COUNT;
+		IF n OPERATOR(pg_catalog.>) 0 THEN
+			v_row := pg_catalog.to_jsonb(r);
+			IF p_column IS NOT NULL THEN
+				v_row := v_row OPERATOR(pg_catalog.->) p_column;
+			END IF;
+		END IF;
+	ELSE
+		EXECUTE pg_catalog.format(p_call, VARIADIC p_args);
+		GET DIAGNOSTICS n = ROW_COUNT;
+		IF p_shape OPERATOR(pg_catalog.=) 'count' THEN
+			v_row := pg_catalog.jsonb_build_object('rows', n);
+		END IF;
+	END IF;
+
+	IF p_expect OPERATOR(pg_catalog.>=) 0 AND p_expect OPERATOR(pg_catalog.<>) n THEN
+		RAISE EXCEPTION 'the action gave % rows, expected %', n, p_expect
+			USING ERRCODE = 'SGB01';
+	ELSIF n OPERATOR(pg_catalog.>) 1 AND p_shape OPERATOR(pg_catalog.=) 'one' THEN
+		RAISE EXCEPTION 'the action returned % rows where at most one is expected', n
+			USING ERRCODE = 'SGR01',
+				  HINT = 'Give the step result => ''rows'', ''first'' or ''none''.';
+	END IF;
+
+	v_result := v_row::pg_catalog.text;
+	IF v_result OPERATOR(pg_catalog.=) 'null' THEN
+		v_result := NULL;
+	ELSIF v_result IS NOT NULL THEN
+		IF pg_catalog.octet_length(v_result) OPERATOR(pg_catalog.>) p_max THEN
+			RAISE EXCEPTION 'the result of the action is too large'
+				USING ERRCODE = 'SGL01',
+					  DETAIL = pg_catalog.format('It has %s bytes, the limit is %s.',
+												 pg_catalog.octet_length(v_result), p_max);
+		END IF;
+		UPDATE saga_participant.barrier b SET result = v_row
+		WHERE b.ctid OPERATOR(pg_catalog.=) v_row_id;
+	END IF;
+	IF p_prepare IS NOT NULL THEN
+		DEALLOCATE saga_call;
+	END IF;
+
+	-- A COMMIT that waits for a standby must not be given up with a warning
+	-- and a tag that looks like success.
+	IF pg_catalog.set_config('statement_timeout', '0', true) IS NULL THEN
+	END IF;
+	RETURN pg_catalog.concat('D', v_result);
+END
+$f$;
+COMMENT ON FUNCTION saga_participant.run(text, integer, bigint, text, uuid, text, "char", timestamp with time zone, text, text[], text, text, integer, integer, text) IS
+'run one call of a saga at most once and record its result';
+
+-- Undo of an action that may not have happened: refuse its key first, which
+-- waits for a first try that still runs.  'N': it had not, nothing was run.
+CREATE OR REPLACE FUNCTION saga_participant.undo
+	(p_coordinator text, p_timeline integer, p_counter bigint, p_nonce text,
+	 p_saga uuid, p_step text, p_not_after timestamp with time zone,
+	 p_call text, p_args text[], p_shape text, p_column text,
+	 p_expect integer, p_max integer, p_prepare text)
+RETURNS text
+LANGUAGE plpgsql
+AS $f$
+DECLARE
+	v_action text;
+BEGIN
+	v_action := saga_participant.claim(p_coordinator, p_timeline, p_counter, p_nonce,
+									   p_saga, p_step, 'a', p_not_after);
+	IF v_action OPERATOR(pg_catalog.=) 'R' THEN
+		INSERT INTO saga_participant.barrier
+			(coordinator, saga, step, op, status, not_after)
+		VALUES (p_coordinator, p_saga, p_step, 'u', 'done', p_not_after)
+		ON CONFLICT DO NOTHING;
+		RETURN 'N';
+	END IF;
+	RETURN saga_participant.run(p_coordinator, p_timeline, p_counter, p_nonce,
+								p_saga, p_step, 'u', p_not_after, p_call, p_args,
+								p_shape, p_column, p_expect, p_max, p_prepare);
+END
+$f$;
+COMMENT ON FUNCTION saga_participant.undo(text, integer, bigint, text, uuid, text, timestamp with time zone, text, text[], text, text, integer, integer, text) IS
+'run the compensation of an action if that happened, else see to it that it never will';
+
+-- Did the call happen?  'P' and its result if so; else it never will: 'R'.
+CREATE OR REPLACE FUNCTION saga_participant.claim
+	(p_coordinator text, p_timeline integer, p_counter bigint, p_nonce text,
+	 p_saga uuid, p_step text, p_op "char", p_not_after timestamp with time zone)
+RETURNS text
+LANGUAGE plpgsql
+AS $f$
+BEGIN
+	IF pg_catalog.pg_advisory_xact_lock_shared(pg_catalog.hashtextextended(p_coordinator, 7461)) IS NULL THEN
+	END IF;
+	INSERT INTO saga_participant.barrier
+		(coordinator, saga, step, op, status, not_after)
+	SELECT p_coordinator, p_saga, p_step, p_op, 'refused', p_not_after
+	WHERE EXISTS (SELECT FROM saga_participant.epoch e
+				  WHERE e.coordinator OPERATOR(pg_catalog.=) p_coordinator
+					AND e.timeline OPERATOR(pg_catalog.=) p_timeline
+					AND e.counter OPERATOR(pg_catalog.=) p_counter
+					AND e.nonce OPERATOR(pg_catalog.=) p_nonce)
+	  AND pg_catalog.clock_timestamp() OPERATOR(pg_catalog.<=) p_not_after
+	ON CONFLICT DO NOTHING;
+	IF FOUND THEN
+		RETURN 'R';
+	END IF;
+	RETURN saga_participant.recorded(p_coordinator, p_timeline, p_counter, p_nonce,
+									 p_saga, p_step, p_op, p_not_after, true);
+END
+$f$;
+COMMENT ON FUNCTION saga_participant.claim(text, integer, bigint, text, uuid, text, "char", timestamp with time zone) IS
+'tell whether a call happened, and refuse it for ever if it did not';
+
+-- At most 10000 rows at a time; the answer tells how many.  Ids of sagas begin
+-- with their time, which bounds the range of the primary key to be read; one
+-- day is allowed for clocks that differ.
+CREATE OR REPLACE FUNCTION saga_participant.purge
+	(p_coordinator text, p_timeline integer, p_counter bigint, p_nonce text,
+	 p_before timestamp with time zone, p_live uuid[])
+RETURNS text
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $f$
+DECLARE
+	v_bound uuid := (lpad(to_hex((extract(epoch FROM p_before + '1 day'::interval) * 1000)::bigint),
+						  12, '0') || repeat('f', 20))::uuid;
+	n bigint;
+BEGIN
+	-- a restored copy would not know of sagas that still need their rows
+	PERFORM pg_advisory_xact_lock_shared(hashtextextended(p_coordinator, 7461));
+	IF NOT EXISTS (SELECT FROM saga_participant.epoch e
+				   WHERE e.coordinator = p_coordinator
+					 AND e.timeline = p_timeline AND e.counter = p_counter
+					 AND e.nonce = p_nonce) THEN
+		RAISE EXCEPTION 'coordinator "%" is not the current one', p_coordinator
+			USING ERRCODE = 'SGB04',
+				  DETAIL = 'A newer one has announced itself at this participant.';
+	END IF;
+	DELETE FROM saga_participant.barrier b
+	WHERE b.ctid = ANY (ARRAY(
+		SELECT o.ctid FROM saga_participant.barrier o
+		WHERE o.coordinator = p_coordinator AND o.saga < v_bound
+		  AND o.created_at < p_before AND o.not_after < clock_timestamp()
+		  AND o.saga <> ALL (coalesce(p_live, '{}'))
+		ORDER BY o.coordinator, o.saga LIMIT 10000));
+	GET DIAGNOSTICS n = ROW_COUNT;
+	RETURN n::text;
+END
+$f$;
+COMMENT ON FUNCTION saga_participant.purge(text, integer, bigint, text, timestamp with time zone, uuid[]) IS
+'remove records of calls that are past keeping, except those of live sagas; returns how many';
+
+REVOKE ALL ON SCHEMA saga_participant FROM PUBLIC;
+REVOKE ALL ON ALL TABLES IN SCHEMA saga_participant FROM PUBLIC;
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA saga_participant FROM PUBLIC;
+$script$
+|| coalesce((SELECT string_agg(format($grant$GRANT USAGE ON SCHEMA saga_participant TO %1$I;
+GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA saga_participant TO %1$I;
+GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA saga_participant TO %1$I;
+$grant$, g), '' ORDER BY g)
+	FROM (SELECT DISTINCT u FROM unnest(grantees) AS u WHERE u <> '') AS d (g)),
+'-- Roles that are to run steps here need, and each can see what the others recorded:
+-- GRANT USAGE ON SCHEMA saga_participant TO ...;
+-- GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA saga_participant TO ...;
+-- GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA saga_participant TO ...;
+')
+|| 'COMMIT;
+'
+$function$;
+COMMENT ON FUNCTION saga.participant_script(text[]) IS
+'the SQL script that makes a PostgreSQL database (12 or later) a participant, with grants to the given roles of that database';
+
+CREATE FUNCTION saga.prepare_participant
+	(server text, execute boolean DEFAULT true)
+RETURNS text
+LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'saga_prepare_participant';
+COMMENT ON FUNCTION saga.prepare_participant(text, boolean) IS
+'install schema saga_participant at a server, or with execute => false return the script for the administrator of that database';
+
+CREATE FUNCTION saga.check_participant(server text)
+RETURNS TABLE ("check" text, ok boolean, found text, needed text, hint text)
+LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'saga_check_participant';
+COMMENT ON FUNCTION saga.check_participant(text) IS
+'everything a server needs in order to take part in sagas, checked one by one as the calling role; never an error';
+
+REVOKE ALL ON FOREIGN DATA WRAPPER saga_postgres FROM PUBLIC;
+REVOKE ALL ON FUNCTION saga.saga_postgres_validator(text[], oid) FROM PUBLIC;
+REVOKE ALL ON FUNCTION saga.participant_script(text[]) FROM PUBLIC;
+REVOKE ALL ON FUNCTION saga.prepare_participant(text, boolean) FROM PUBLIC;
+REVOKE ALL ON FUNCTION saga.check_participant(text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION saga.participant_script(text[]) TO saga_user, saga_operator;
+GRANT EXECUTE ON FUNCTION saga.prepare_participant(text, boolean) TO saga_user, saga_operator;
+GRANT EXECUTE ON FUNCTION saga.check_participant(text) TO saga_user, saga_operator, saga_monitor;
+-- ---------------------------------------------------------------------------
+-- Running sagas.
+
+CREATE TYPE saga.outcome AS (
+    id          uuid,
+    state       text,
+    done        boolean,
+    cause       text,
+    output      jsonb,
+    failed_step text,
+    sqlstate    text,
+    error       text
+);
+COMMENT ON TYPE saga.outcome IS 'What has become of a saga: see saga.wait()';
+
+CREATE FUNCTION saga.start(definition text, input jsonb DEFAULT '{}', key text DEFAULT NULL,
+    start_at timestamptz DEFAULT NULL, on_conflict text DEFAULT 'return', version integer DEFAULT NULL,
+    priority integer DEFAULT NULL, deadline interval DEFAULT NULL, correlation text DEFAULT NULL,
+    labels jsonb DEFAULT NULL)
+RETURNS uuid LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_start';
+COMMENT ON FUNCTION saga.start(text, jsonb, text, timestamptz, text, integer, integer, interval, text, jsonb)
+IS 'Start a saga as part of this transaction: no commit, no saga';
+
+CREATE FUNCTION saga.start_many(definition text, inputs jsonb, key_field text DEFAULT NULL)
+RETURNS TABLE (ordinal integer, id uuid, created boolean)
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_start_many';
+COMMENT ON FUNCTION saga.start_many(text, jsonb, text)
+IS 'Start a saga for each object of a JSON array';
+
+CREATE FUNCTION saga.wait(id uuid, timeout interval DEFAULT '30 s')
+RETURNS saga.outcome LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_wait';
+COMMENT ON FUNCTION saga.wait(uuid, interval) IS 'Wait for a saga to end; at the time-out done is false';
+
+CREATE FUNCTION saga.status(id uuid)
+RETURNS saga.outcome LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_status';
+COMMENT ON FUNCTION saga.status(uuid) IS 'What has become of a saga, as committed now';
+
+-- The operator's verbs.  Each leaves a command; the coordinator logs it.
+CREATE FUNCTION saga.verb_(id uuid, verb text, step text, result jsonb, force boolean, reason text, strict boolean)
+RETURNS text LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_verb';
+COMMENT ON FUNCTION saga.verb_(uuid, text, text, jsonb, boolean, text, boolean)
+IS 'Internal: leave a verb in the inbox (use cancel, pause, ...)';
+
+CREATE FUNCTION saga.cancel(id uuid, reason text DEFAULT NULL, strict boolean DEFAULT false)
+RETURNS text LANGUAGE sql VOLATILE
+RETURN saga.verb_(id, 'cancel', NULL, NULL, false, reason, strict);
+COMMENT ON FUNCTION saga.cancel(uuid, text, boolean)
+IS 'Undo what the saga has done; accepted until the pivot may have happened';
+
+CREATE FUNCTION saga.terminate(id uuid, reason text DEFAULT NULL, force boolean DEFAULT false, strict boolean DEFAULT false)
+RETURNS text LANGUAGE sql VOLATILE
+RETURN saga.verb_(id, 'terminate', NULL, NULL, force, reason, strict);
+COMMENT ON FUNCTION saga.terminate(uuid, text, boolean, boolean)
+IS 'End the saga as it stands, undoing nothing; force: without asking participants what happened';
+
+CREATE FUNCTION saga.pause(id uuid, reason text DEFAULT NULL, strict boolean DEFAULT false)
+RETURNS text LANGUAGE sql VOLATILE
+RETURN saga.verb_(id, 'pause', NULL, NULL, false, reason, strict);
+COMMENT ON FUNCTION saga.pause(uuid, text, boolean) IS 'Start no new call of the saga; calls in flight finish';
+
+CREATE FUNCTION saga.resume(id uuid, reason text DEFAULT NULL, strict boolean DEFAULT false)
+RETURNS text LANGUAGE sql VOLATILE
+RETURN saga.verb_(id, 'resume', NULL, NULL, false, reason, strict);
+COMMENT ON FUNCTION saga.resume(uuid, text, boolean) IS 'Let a paused saga, or one past its deadline, go on';
+
+CREATE FUNCTION saga.retry_step(id uuid, step text, reason text DEFAULT NULL, strict boolean DEFAULT false)
+RETURNS text LANGUAGE sql VOLATILE
+RETURN saga.verb_(id, 'retry_step', step, NULL, false, reason, strict);
+COMMENT ON FUNCTION saga.retry_step(uuid, text, text, boolean)
+IS 'Try a stuck or waiting step now, its attempts counted from the beginning';
+
+CREATE FUNCTION saga.skip_step(id uuid, step text, result jsonb DEFAULT NULL, reason text DEFAULT NULL,
+    force boolean DEFAULT false, strict boolean DEFAULT false)
+RETURNS text LANGUAGE sql VOLATILE
+RETURN saga.verb_(id, 'skip_step', step, result, force, reason, strict);
+COMMENT ON FUNCTION saga.skip_step(uuid, text, jsonb, text, boolean, boolean)
+IS 'Count a step (when undoing: its compensation) as done with this result; a call that may have happened is first forbidden at the participant, unless forced';
+
+CREATE FUNCTION saga.take_over(reason text DEFAULT NULL)
+RETURNS text LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_take_over';
+COMMENT ON FUNCTION saga.take_over(text)
+IS 'Let the held sagas of a copied or restored database go on here, and nowhere else';
+
+-- ---------------------------------------------------------------------------
+-- Looking.
+
+CREATE FUNCTION saga.workers_(OUT kind text, OUT number integer, OUT pid integer, OUT started_at timestamptz,
+    OUT turns bigint, OUT items bigint, OUT loaded bigint, OUT errors bigint, OUT activity text)
+RETURNS SETOF record LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_workers';
+COMMENT ON FUNCTION saga.workers_() IS 'Internal: rows of saga.stat_workers';
+
+CREATE FUNCTION saga.participant_stats_(OUT serverid oid, OUT calls bigint, OUT done bigint, OUT declined bigint,
+    OUT transient bigint, OUT broken bigint, OUT unknown bigint, OUT latency_us bigint, OUT latency_max_us bigint,
+    OUT connections integer, OUT in_flight integer, OUT queued integer, OUT circuit text, OUT connects bigint)
+RETURNS SETOF record LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_participant_stats';
+COMMENT ON FUNCTION saga.participant_stats_() IS 'Internal: rows of saga.stat_participants';
+
+CREATE FUNCTION saga.check_log(id uuid DEFAULT NULL)
+RETURNS TABLE (saga_id uuid, problem text) LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_check_log';
+COMMENT ON FUNCTION saga.check_log(uuid)
+IS 'Fold the log of one saga, or of all, and name every row that differs from it';
+
+CREATE VIEW saga.instances WITH (security_barrier) AS
+SELECT i.id, d.name, d.version, i.state, i.direction, i.cause, i.key, i.failed_step, i.sqlstate, i.error,
+       i.input, i.output, i.correlation, i.labels, i.priority,
+       pg_catalog.pg_get_userbyid(i.started_by) AS started_by, i.started_at, i.start_at, i.deadline, i.ended_at
+FROM saga.instance i JOIN saga.definition d ON d.id = i.definition_id
+WHERE i.started_by = (SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolname = current_user)
+   OR saga.may(d.name, 'see');
+COMMENT ON VIEW saga.instances IS 'Sagas you started or may see, one row each';
+
+CREATE VIEW saga.log WITH (security_barrier) AS
+SELECT l.saga_id, l.seq, l.at, l.kind, l.step, l.operation, l.attempt, l.outcome, l.state, l.cause, l.reason,
+       l.due, l.sqlstate,
+       CASE WHEN p.readable THEN l.message END AS message,
+       CASE WHEN p.readable THEN l.result END AS result,
+       l.actor, l.note
+FROM saga.log_record l
+JOIN saga.instances i ON i.id = l.saga_id
+CROSS JOIN LATERAL (SELECT pg_catalog.current_setting('saga.log_payloads', true) IS DISTINCT FROM 'off'
+                        OR saga.may(i.name, 'operate') AS readable) p;
+COMMENT ON VIEW saga.log IS 'The append-only history of each saga';
+
+-- A step's state is what its last record says.
+CREATE VIEW saga.steps WITH (security_barrier) AS
+WITH last AS (
+    SELECT DISTINCT ON (l.saga_id, l.step) l.*
+    FROM saga.log_record l
+    WHERE l.step IS NOT NULL AND l.kind <> 'undo' AND l.step NOT LIKE '$%'
+    ORDER BY l.saga_id, l.step, l.seq DESC
+)
+SELECT i.id AS saga_id, n.ordinality AS position, n.step,
+       CASE
+           WHEN last.kind IS NULL THEN CASE WHEN i.ended_at IS NULL AND i.direction = 'forward' THEN 'waiting' ELSE 'not run' END
+           WHEN last.kind = 'done' THEN CASE last.operation WHEN 'undo' THEN 'undone' ELSE 'done' END
+           WHEN last.kind = 'intent' THEN CASE last.operation WHEN 'undo' THEN 'undoing' WHEN 'claim' THEN 'claiming' ELSE 'running' END
+           WHEN last.kind = 'failed' AND last.due IS NOT NULL THEN CASE last.operation WHEN 'undo' THEN 'retrying undo' ELSE 'retrying' END
+           WHEN last.kind = 'failed' THEN 'failed'
+           WHEN last.kind = 'retried' THEN CASE last.operation WHEN 'undo' THEN 'undoing' ELSE 'running' END
+           ELSE last.kind
+       END AS state,
+       (SELECT pg_catalog.max(l.attempt) FROM saga.log_record l
+        WHERE l.saga_id = i.id AND l.step = n.step AND l.operation = coalesce(last.operation, 'action')) AS attempts,
+       last.due AS next_attempt_at, last.at AS changed_at, last.outcome, last.sqlstate, last.message AS error,
+       (SELECT l.result FROM saga.log_record l
+        WHERE l.saga_id = i.id AND l.step = n.step AND l.kind IN ('done', 'skipped') AND l.operation <> 'undo'
+        ORDER BY l.seq DESC LIMIT 1) AS result
+FROM saga.instances i
+JOIN saga.definition d ON d.name = i.name AND d.version = i.version
+CROSS JOIN LATERAL saga.definition_steps_(d.body) WITH ORDINALITY AS n(step, ordinality)
+LEFT JOIN last ON last.saga_id = i.id AND last.step = n.step;
+COMMENT ON VIEW saga.steps IS 'Every step of each saga and what has become of it';
+
+CREATE VIEW saga.stuck WITH (security_barrier) AS
+SELECT s.saga_id AS id, i.name, i.version, i.direction, s.step, s.operation, s.reason, s.sqlstate, s.message AS error, s.since,
+       CASE s.reason
+           WHEN 'declined' THEN 'The step was declined and the saga cannot go back. Mend the cause, then retry the step, or skip it.'
+           WHEN 'broken' THEN 'The participant''s configuration is at fault, see the error. Mend it, then retry the step.'
+           WHEN 'undo_fails' THEN 'The compensation goes on being tried. Mend the participant, or skip it when it has been done by hand.'
+           WHEN 'deadline' THEN 'The deadline passed after the pivot. Resume the saga to let it finish.'
+           WHEN 'error' THEN 'The coordinator cannot work on this saga, see the error. It tries again every few seconds; terminate with force ends it.'
+           WHEN 'hook_fails' THEN 'The ending action of the definition fails. Mend the cause, then retry, or skip it.'
+       END AS hint,
+       CASE s.reason
+           WHEN 'deadline' THEN ARRAY['resume', 'terminate']
+           WHEN 'error' THEN ARRAY['terminate']
+           ELSE CASE WHEN i.direction = 'forward' AND s.reason <> 'hook_fails'
+                     THEN ARRAY['retry_step', 'skip_step', 'cancel', 'terminate']
+                     ELSE ARRAY['retry_step', 'skip_step', 'terminate'] END
+       END AS verbs
+FROM saga.stuck_saga s JOIN saga.instances i ON i.id = s.saga_id;
+COMMENT ON VIEW saga.stuck IS 'Sagas that wait for an operator: why, and the verbs that help';
+
+CREATE VIEW saga.participants WITH (security_barrier) AS
+SELECT s.srvname AS name, w.fdwname AS wrapper,
+       pg_catalog.pg_get_userbyid(s.srvowner) AS owner,
+       pg_catalog.has_server_privilege(s.oid, 'USAGE') AS usable,
+       (SELECT pg_catalog.count(*) FROM pg_catalog.pg_user_mappings m WHERE m.srvid = s.oid) AS mappings,
+       (SELECT pg_catalog.array_agg(DISTINCT d.name)
+        FROM saga.definition d WHERE saga.may(d.name, 'see')
+          AND pg_catalog.jsonb_path_exists(d.body, '$.** ? (@.server == $name)',
+                                           pg_catalog.jsonb_build_object('name', s.srvname))) AS used_by
+FROM pg_catalog.pg_foreign_server s JOIN pg_catalog.pg_foreign_data_wrapper w ON w.oid = s.srvfdw
+WHERE w.fdwname IN ('saga_postgres', 'postgres_fdw', 'dblink_fdw');
+COMMENT ON VIEW saga.participants IS 'Foreign servers that saga can call';
+
+CREATE VIEW saga.stat_participants WITH (security_barrier) AS
+SELECT s.srvname AS name, p.calls, p.done, p.declined, p.transient, p.broken, p.unknown,
+       CASE WHEN p.calls > 0 THEN pg_catalog.round(p.latency_us / 1000.0 / p.calls, 3) END AS latency_avg_ms,
+       pg_catalog.round(p.latency_max_us / 1000.0, 3) AS latency_max_ms,
+       p.connections, p.in_flight, p.queued, p.circuit, p.connects
+FROM saga.participant_stats_() p JOIN pg_catalog.pg_foreign_server s ON s.oid = p.serverid;
+COMMENT ON VIEW saga.stat_participants IS 'Calls to each participant since the server started';
+
+CREATE VIEW saga.stat_workers WITH (security_barrier) AS
+SELECT * FROM saga.workers_();
+COMMENT ON VIEW saga.stat_workers IS 'The workers of this database';
+
+CREATE VIEW saga.stat_sagas WITH (security_barrier) AS
+SELECT i.name, i.version,
+       pg_catalog.count(*) AS started,
+       pg_catalog.count(*) FILTER (WHERE i.ended_at IS NULL) AS live,
+       pg_catalog.count(*) FILTER (WHERE i.state = 'stuck') AS stuck,
+       pg_catalog.count(*) FILTER (WHERE i.state = 'completed') AS completed,
+       pg_catalog.count(*) FILTER (WHERE i.state = 'compensated') AS compensated,
+       pg_catalog.count(*) FILTER (WHERE i.state = 'terminated') AS terminated,
+       pg_catalog.percentile_cont(0.5) WITHIN GROUP (ORDER BY extract(epoch FROM i.ended_at - i.started_at) * 1000) AS p50_ms,
+       pg_catalog.percentile_cont(0.99) WITHIN GROUP (ORDER BY extract(epoch FROM i.ended_at - i.started_at) * 1000) AS p99_ms,
+       pg_catalog.max(i.started_at) AS last_started_at,
+       pg_catalog.max(i.ended_at) AS last_ended_at
+FROM saga.instances i
+GROUP BY i.name, i.version;
+COMMENT ON VIEW saga.stat_sagas IS 'Outcomes and durations by definition, over the sagas that are kept';
+-- ---------------------------------------------------------------------------
+-- Upkeep of the log.
+
+-- The first id a UUIDv7 of this day (UTC) can have.
+CREATE FUNCTION saga.first_id_(day date)
+RETURNS uuid LANGUAGE sql IMMUTABLE STRICT
+RETURN (pg_catalog.lpad(pg_catalog.to_hex((day OPERATOR(pg_catalog.-) date '1970-01-01')::bigint OPERATOR(pg_catalog.*) 86400000), 12, '0')
+        OPERATOR(pg_catalog.||) '00000000000000000000')::uuid;
+COMMENT ON FUNCTION saga.first_id_(date) IS 'Internal: lower bound of a day''s saga ids';
+
+CREATE FUNCTION saga.add_log_partitions_(from_day date, days integer)
+RETURNS void LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    day date;
+BEGIN
+    FOR day IN SELECT from_day + n FROM generate_series(0, days - 1) n LOOP
+        IF to_regclass(format('saga.log_%s', to_char(day, 'YYYYMMDD'))) IS NULL THEN
+            EXECUTE format('CREATE TABLE saga.log_%s PARTITION OF saga.log_record FOR VALUES FROM (%L) TO (%L)',
+                           to_char(day, 'YYYYMMDD'), saga.first_id_(day), saga.first_id_(day + 1));
+            EXECUTE format('COMMENT ON TABLE saga.log_%s IS %L', to_char(day, 'YYYYMMDD'),
+                           'Log of the sagas started on ' || day);
+        END IF;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION saga.add_log_partitions_(date, integer) IS 'Internal: make log partitions for days that have none';
+SELECT saga.add_log_partitions_((pg_catalog.now() AT TIME ZONE 'UTC')::date, 3);
+
+-- Partitions ahead, and away with what is past keeping.  Run by a worker once
+-- in a while; an administrator may run it at any time.
+CREATE FUNCTION saga.upkeep(OUT sagas_removed bigint, OUT partitions_dropped bigint)
+RETURNS record LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET lock_timeout = '200ms' AS $$
+DECLARE
+    today  date := (now() AT TIME ZONE 'UTC')::date;
+    keep   interval := current_setting('saga.retention')::interval;
+    part   record;
+    live   boolean;
+BEGIN
+    partitions_dropped := 0;
+    PERFORM saga.add_log_partitions_(today, 3);
+
+    -- in pieces, so that no transaction of this gets long
+    WITH old AS (
+        SELECT i.id FROM saga.instance i JOIN saga.definition d ON d.id = i.definition_id
+        WHERE i.ended_at < now() - coalesce((d.body->>'retention')::interval, keep)
+        LIMIT 50000
+    ), gone AS (
+        DELETE FROM saga.instance i USING old WHERE i.id = old.id
+        RETURNING i.id
+    ), keys AS (
+        DELETE FROM saga.instance_key k USING gone WHERE k.saga_id = gone.id
+    ), history AS (
+        -- whole partitions go below; this is for the others
+        DELETE FROM saga.log_default l USING gone WHERE l.saga_id = gone.id
+    )
+    SELECT count(*) INTO sagas_removed FROM gone;
+
+    FOR part IN
+        SELECT c.oid::regclass AS name, to_date(substr(c.relname, 5), 'YYYYMMDD') AS day
+        FROM pg_inherits h JOIN pg_class c ON c.oid = h.inhrelid
+        WHERE h.inhparent = 'saga.log_record'::regclass AND c.relname ~ '^log_[0-9]{8}$'
+        ORDER BY c.relname
+    LOOP
+        CONTINUE WHEN part.day + 1 > (now() AT TIME ZONE 'UTC') - keep;
+        -- old enough: what still has a row moves to the default partition
+        EXECUTE format('ALTER TABLE saga.log_record DETACH PARTITION %s', part.name);
+        EXECUTE format('INSERT INTO saga.log_record SELECT l.* FROM %s l JOIN saga.instance i ON i.id = l.saga_id',
+                       part.name);
+        EXECUTE format('DROP TABLE %s', part.name);
+        partitions_dropped := partitions_dropped + 1;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION saga.upkeep()
+IS 'Remove ended sagas past their retention, drop log partitions nobody needs, make those to come';
+
+-- ---------------------------------------------------------------------------
+-- Rights.  Nothing to PUBLIC.
+
+REVOKE ALL ON ALL TABLES IN SCHEMA saga FROM PUBLIC;
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA saga FROM PUBLIC;
+GRANT SELECT ON saga.instances, saga.steps, saga.log, saga.stuck, saga.definitions, saga.participants,
+    saga.stat_sagas, saga.stat_participants, saga.stat_workers TO saga_user, saga_operator, saga_monitor;
+GRANT EXECUTE ON FUNCTION saga.may(text, text), saga.workers_(), saga.participant_stats_(), saga.definition_steps_(jsonb)
+    TO saga_user, saga_operator, saga_monitor;
+GRANT EXECUTE ON FUNCTION saga.start(text, jsonb, text, timestamptz, text, integer, integer, interval, text, jsonb),
+    saga.start_many(text, jsonb, text), saga.wait(uuid, interval), saga.status(uuid)
+    TO saga_user, saga_operator;
+GRANT EXECUTE ON FUNCTION saga.verb_(uuid, text, text, jsonb, boolean, text, boolean),
+    saga.cancel(uuid, text, boolean), saga.terminate(uuid, text, boolean, boolean), saga.pause(uuid, text, boolean),
+    saga.resume(uuid, text, boolean), saga.retry_step(uuid, text, text, boolean),
+    saga.skip_step(uuid, text, jsonb, text, boolean, boolean) TO saga_user, saga_operator;
+GRANT EXECUTE ON FUNCTION saga.check_log(uuid) TO saga_operator, saga_monitor;
+-- ---------------------------------------------------------------------------
+-- What each column means.
+
+DO $$
+DECLARE
+    c record;
+BEGIN
+    FOR c IN SELECT * FROM (VALUES
+        ('identity', 'only_one', 'true: the table has one row'),
+        ('identity', 'coordinator', 'identity under which participants know this database'),
+        ('identity', 'timeline', 'timeline of the server when the epoch was last raised'),
+        ('identity', 'counter', 'raised by every new server incarnation before its first call'),
+        ('identity', 'nonce', 'random, tells two incarnations of the same counter apart'),
+        ('identity', 'server_started', 'start of the server incarnation that raised the epoch'),
+        ('identity', 'host', 'host and data directory that sagas ran on'),
+        ('identity', 'host_guard', 'saga.host_guard at that time'),
+        ('identity', 'held', 'why no saga runs until saga.take_over() is called'),
+        ('inbox', 'id', 'order in which commands are taken'),
+        ('inbox', 'saga_id', 'the saga'),
+        ('inbox', 'bucket', 'which coordinator takes it'),
+        ('inbox', 'verb', 'cancel, terminate, pause, resume, retry_step or skip_step'),
+        ('inbox', 'step', 'step it is about'),
+        ('inbox', 'result', 'result that a skipped step shall have'),
+        ('inbox', 'force', 'do not ask the participant what happened'),
+        ('inbox', 'actor', 'session role, and saga.operator in parentheses'),
+        ('inbox', 'note', 'reason given'),
+        ('inbox', 'at', 'when it was given'),
+        ('instance_key', 'name', 'definition, over all its versions'),
+        ('instance_key', 'key', 'key given to start()'),
+        ('instance_key', 'saga_id', 'the saga that has it'),
+        ('instance', 'id', 'UUIDv7: ids ascend with the time of start'),
+        ('instance', 'bucket', 'which coordinator owns it'),
+        ('instance', 'definition_id', 'version it runs'),
+        ('instance', 'state', 'pending, running, waiting, paused, stuck, completed, compensated or terminated'),
+        ('instance', 'direction', 'forward or undo'),
+        ('instance', 'cause', 'of the undo or the end: declined, cancelled, deadline, aborted or operator'),
+        ('instance', 'key', 'key given to start()'),
+        ('instance', 'input', 'input, with its declared types applied'),
+        ('instance', 'output', 'output of the saga'),
+        ('instance', 'failed_step', 'step whose failure began the undo, or that is stuck'),
+        ('instance', 'sqlstate', 'of that failure'),
+        ('instance', 'error', 'of that failure'),
+        ('instance', 'correlation', 'correlation given to start()'),
+        ('instance', 'labels', 'labels given to start()'),
+        ('instance', 'priority', 'higher ones are taken up first'),
+        ('instance', 'started_by', 'role that started it'),
+        ('instance', 'started_at', 'when start() was called'),
+        ('instance', 'start_at', 'not taken up before this time'),
+        ('instance', 'deadline', 'absolute deadline'),
+        ('instance', 'ended_at', 'when it ended'),
+        ('local_outcome', 'saga_id', 'the saga'),
+        ('local_outcome', 'node', 'position of the step in the definition; -1: the ending action'),
+        ('local_outcome', 'operation', 'a action, c compensation, h ending action'),
+        ('local_outcome', 'bucket', 'which coordinator owns the saga'),
+        ('local_outcome', 'attempt', 'attempt that was committed'),
+        ('local_outcome', 'result', 'what it returned'),
+        ('log_record', 'saga_id', 'the saga'),
+        ('log_record', 'seq', '1, 2, ... without gaps'),
+        ('log_record', 'at', 'when it was decided'),
+        ('log_record', 'kind', 'started, intent, done, failed, continued, skipped, undo, stuck, paused, resumed, retried, terminating, refused, hook or ended'),
+        ('log_record', 'step', 'the step; $end and $on_stuck are actions of the definition itself'),
+        ('log_record', 'operation', 'action, undo, hook or claim'),
+        ('log_record', 'attempt', 'attempts answered so far'),
+        ('log_record', 'outcome', 'of a failure: declined, transient, broken or unknown'),
+        ('log_record', 'maybe', 'the call may still have happened'),
+        ('log_record', 'state', 'of the end'),
+        ('log_record', 'cause', 'of the undo or the end'),
+        ('log_record', 'reason', 'why an operator is needed'),
+        ('log_record', 'due', 'when the next attempt is made'),
+        ('log_record', 'sqlstate', 'SQLSTATE of the answer'),
+        ('log_record', 'message', 'message of the answer'),
+        ('log_record', 'result', 'result of the step'),
+        ('log_record', 'actor', 'who used the verb'),
+        ('log_record', 'note', 'reason given with the verb'),
+        ('stuck_saga', 'saga_id', 'the saga'),
+        ('stuck_saga', 'step', 'the step'),
+        ('stuck_saga', 'operation', 'action, undo or hook'),
+        ('stuck_saga', 'reason', 'declined, broken, undo_fails, deadline, hook_fails or error'),
+        ('stuck_saga', 'sqlstate', 'of the last failure'),
+        ('stuck_saga', 'message', 'of the last failure'),
+        ('stuck_saga', 'since', 'since when'),
+        ('wakeup', 'saga_id', 'the saga'),
+        ('wakeup', 'bucket', 'which coordinator owns it'),
+        ('wakeup', 'due', 'when it is looked at again; infinity: when somebody acts'),
+        ('outcome', 'id', 'the saga'),
+        ('outcome', 'state', 'its state'),
+        ('outcome', 'done', 'it has ended'),
+        ('outcome', 'cause', 'why it was undone or ended'),
+        ('outcome', 'output', 'its output'),
+        ('outcome', 'failed_step', 'step whose failure began the undo, or that is stuck'),
+        ('outcome', 'sqlstate', 'of that failure'),
+        ('outcome', 'error', 'of that failure'),
+        ('instances', 'name', 'definition'),
+        ('instances', 'version', 'version it runs'),
+        ('steps', 'position', 'position in the definition'),
+        ('steps', 'step', 'name of the step'),
+        ('steps', 'state', 'waiting, running, retrying, done, failed, skipped, stuck, undoing, undone, ... : what its last record says'),
+        ('steps', 'attempts', 'attempts of the current operation that were answered'),
+        ('steps', 'next_attempt_at', 'when it is tried again'),
+        ('steps', 'changed_at', 'time of its last record'),
+        ('steps', 'outcome', 'of the last failure: declined, transient, broken or unknown'),
+        ('steps', 'sqlstate', 'of the last failure'),
+        ('steps', 'error', 'of the last failure'),
+        ('steps', 'result', 'what the action returned'),
+        ('stuck', 'id', 'the saga'),
+        ('stuck', 'name', 'definition'),
+        ('stuck', 'version', 'version it runs'),
+        ('stuck', 'direction', 'forward or undo'),
+        ('stuck', 'error', 'of the last failure'),
+        ('stuck', 'hint', 'what to do'),
+        ('stuck', 'verbs', 'functions that help'),
+        ('participants', 'name', 'foreign server'),
+        ('participants', 'wrapper', 'its foreign-data wrapper'),
+        ('participants', 'owner', 'its owner'),
+        ('participants', 'usable', 'you have USAGE on it'),
+        ('participants', 'mappings', 'number of user mappings'),
+        ('participants', 'used_by', 'definitions you may see that call it'),
+        ('stat_participants', 'name', 'foreign server'),
+        ('stat_participants', 'calls', 'calls answered or given up'),
+        ('stat_participants', 'done', 'answers: done'),
+        ('stat_participants', 'declined', 'answers: declined'),
+        ('stat_participants', 'transient', 'answers: try again'),
+        ('stat_participants', 'broken', 'answers: configuration'),
+        ('stat_participants', 'unknown', 'sent, no answer'),
+        ('stat_participants', 'latency_avg_ms', 'mean time from send to answer, milliseconds'),
+        ('stat_participants', 'latency_max_ms', 'longest time from send to answer, milliseconds'),
+        ('stat_participants', 'connections', 'open now'),
+        ('stat_participants', 'in_flight', 'calls sent and not answered'),
+        ('stat_participants', 'queued', 'calls that wait for a connection'),
+        ('stat_participants', 'circuit', 'closed, open or half-open'),
+        ('stat_participants', 'connects', 'attempts to connect'),
+        ('stat_workers', 'kind', 'coordinator or executor'),
+        ('stat_workers', 'number', 'which of its kind'),
+        ('stat_workers', 'pid', 'process'),
+        ('stat_workers', 'started_at', 'when it was started'),
+        ('stat_workers', 'turns', 'coordinator: transactions that wrote the log; executor: batches'),
+        ('stat_workers', 'items', 'coordinator: records written; executor: actions run'),
+        ('stat_workers', 'loaded', 'sagas in memory'),
+        ('stat_workers', 'errors', 'coordinator: errors caught; executor: actions that failed'),
+        ('stat_workers', 'activity', 'what it does, or why it holds all sagas'),
+        ('stat_sagas', 'name', 'definition'),
+        ('stat_sagas', 'version', 'version'),
+        ('stat_sagas', 'started', 'sagas kept'),
+        ('stat_sagas', 'live', 'not ended'),
+        ('stat_sagas', 'stuck', 'waiting for an operator'),
+        ('stat_sagas', 'completed', 'ended: completed'),
+        ('stat_sagas', 'compensated', 'ended: compensated'),
+        ('stat_sagas', 'terminated', 'ended: terminated'),
+        ('stat_sagas', 'p50_ms', 'median time from start to end, milliseconds'),
+        ('stat_sagas', 'p99_ms', '99th percentile of it'),
+        ('stat_sagas', 'last_started_at', 'last start'),
+        ('stat_sagas', 'last_ended_at', 'last end')
+    ) AS v(relation, col, meaning) LOOP
+        EXECUTE pg_catalog.format('COMMENT ON COLUMN saga.%I.%I IS %L', c.relation, c.col, c.meaning);
+    END LOOP;
+
+    -- columns of a view that are a table's, by the same name
+    FOR c IN
+        SELECT v.relname AS relation, a.attname AS col, pg_catalog.col_description(t.oid, b.attnum) AS meaning
+        FROM pg_catalog.pg_class v
+        JOIN pg_catalog.pg_attribute a ON a.attrelid = v.oid AND a.attnum > 0
+        JOIN pg_catalog.pg_class t ON t.relnamespace = v.relnamespace
+             AND t.relname = CASE v.relname WHEN 'log' THEN 'log_record' WHEN 'stuck' THEN 'stuck_saga' ELSE 'instance' END
+        JOIN pg_catalog.pg_attribute b ON b.attrelid = t.oid AND b.attname = a.attname
+        WHERE v.relnamespace = 'saga'::regnamespace AND v.relname IN ('instances', 'log', 'stuck')
+          AND pg_catalog.col_description(v.oid, a.attnum) IS NULL
+    LOOP
+        EXECUTE pg_catalog.format('COMMENT ON COLUMN saga.%I.%I IS %L', c.relation, c.col, c.meaning);
+    END LOOP;
+    COMMENT ON COLUMN saga.steps.saga_id IS 'the saga';
+END
+$$;
+-- Last: have the launcher look at this database once this is committed.
+CREATE FUNCTION saga.installed_() RETURNS void LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_installed';
+COMMENT ON FUNCTION saga.installed_() IS 'Internal: wake the launcher';
+REVOKE ALL ON FUNCTION saga.installed_() FROM PUBLIC;
+SELECT saga.installed_();
