@@ -564,9 +564,9 @@ send_purge_message(SagaPqLink *link, const SagaRequest *request)
 }
 
 /*
- * {BEGIN; run; Sync}{COMMIT; Sync} in one flush.  An error in the first
- * segment makes the COMMIT of the second a ROLLBACK, so the session is idle
- * after it either way.
+ * {BEGIN; run; COMMIT; Sync}: one segment, one flush, one system call.  After
+ * an error the participant skips the rest and has rolled back; the session
+ * only needs to hear ROLLBACK before it is used again (see roll_back()).
  */
 static void
 send_run(SagaPqLink *link, SagaStatement *statement)
@@ -589,7 +589,7 @@ send_run(SagaPqLink *link, SagaStatement *statement)
 			send_purge_message(link, &call->request);
 			break;
 	}
-	saga_link_sync(link);
+	link->rolled_back = false;
 	/* not prepared: an action may have dropped all that is */
 	saga_link_query(link, SAGA_ITEM_COMMIT, "COMMIT", 0, NULL);
 	saga_link_sync(link);
@@ -751,12 +751,37 @@ purge_goes_on(SagaPqLink *link, SagaConnCall *call)
 	return true;
 }
 
+/*
+ * The call failed for certain, nothing of it is left; end the failed
+ * transaction block.  True if that is under way.
+ */
+static bool
+roll_back(SagaPqLink *link)
+{
+	char		sqlstate[6];
+
+	if (!link->failed || link->fatal || link->rolled_back ||
+		PQtransactionStatus(link->conn) != PQTRANS_INERROR)
+		return false;
+	strlcpy(sqlstate, link->sqlstate, sizeof(sqlstate));
+	saga_link_begin_exchange(link, SAGA_LINK_RUNNING);
+	link->failed = true;		/* and stays so, whatever comes */
+	strlcpy(link->sqlstate, sqlstate, sizeof(link->sqlstate));
+	link->rolled_back = true;
+	saga_link_query(link, SAGA_ITEM_OTHER, "ROLLBACK", 0, NULL);
+	saga_link_sync(link);
+	saga_link_flush(link);
+	return true;
+}
+
 /* All results of the call's transaction are in. */
 void
 saga_call_ran(SagaPqLink *link)
 {
 	SagaConnCall *call = link->link.call;
 
+	if (roll_back(link))
+		return;
 	if (link->failed && link->uncertain)
 	{
 		saga_call_lost(link, call->answer.message);

@@ -103,6 +103,7 @@ typedef struct SagaPqLink
 	SagaFault	fault;			/* when there is no call */
 	bool		ran;			/* run() answered */
 	bool		committed;		/* the tag was COMMIT */
+	bool		rolled_back;	/* ROLLBACK was sent after an error */
 	bool		no_transaction; /* ... of a transaction that was none */
 	bool		counting;		/* DESCRIBING: RETURNING was added */
 	SagaStatement described;
