@@ -1142,8 +1142,8 @@ SELECT i.name, i.version,
        pg_catalog.count(*) FILTER (WHERE i.state = 'completed') AS completed,
        pg_catalog.count(*) FILTER (WHERE i.state = 'compensated') AS compensated,
        pg_catalog.count(*) FILTER (WHERE i.state = 'terminated') AS terminated,
-       pg_catalog.percentile_cont(0.5) WITHIN GROUP (ORDER BY extract(epoch FROM i.ended_at - i.started_at) * 1000) AS p50_ms,
-       pg_catalog.percentile_cont(0.99) WITHIN GROUP (ORDER BY extract(epoch FROM i.ended_at - i.started_at) * 1000) AS p99_ms,
+       pg_catalog.round((pg_catalog.percentile_cont(0.5) WITHIN GROUP (ORDER BY extract(epoch FROM i.ended_at - i.started_at) * 1000))::numeric, 3) AS p50_ms,
+       pg_catalog.round((pg_catalog.percentile_cont(0.99) WITHIN GROUP (ORDER BY extract(epoch FROM i.ended_at - i.started_at) * 1000))::numeric, 3) AS p99_ms,
        pg_catalog.max(i.started_at) AS last_started_at,
        pg_catalog.max(i.ended_at) AS last_ended_at
 FROM saga.instances i

@@ -506,6 +506,8 @@ take_in(Known *known, bool at_once)
 	known->clean = false;
 	if (!feed_recovered(run) && run->state->seq == 0)
 	{
+		if (at_once)
+			return run;			/* the command comes first */
 		memset(&event, 0, sizeof(event));
 		event.kind = SAGA_EVENT_START;
 		event.node = SAGA_NO_NODE;
@@ -598,6 +600,15 @@ consume_inbox(int64 id)
 	if (event.verb == SAGA_VERB_SKIP_STEP && row.result)
 		payload->result = saga_keep_result(run, row.result);
 	saga_run_feed(run, &event, payload);
+	if (run->state->seq == 0)
+	{
+		/* nothing came of it: the saga waits for its start as before */
+		int32		priority = known->priority;
+
+		saga_turn_drop(&known->id, run);
+		saga_run_free(run, false);
+		saga_arrive(&known->id, 0, priority);
+	}
 }
 
 static bool
