@@ -27,6 +27,7 @@ typedef struct SendBatch
 {
 	XLogRecPtr	lsn;
 	int			n;
+	int			at;				/* the next one: an error skips one, not all */
 	Send	   *sends;
 	MemoryContext context;
 	struct SendBatch *next;
@@ -394,23 +395,22 @@ saga_sends_release(XLogRecPtr durable)
 	{
 		SendBatch  *batch = held_first;
 
+		while (batch->at < batch->n)
+		{
+			Send	   *send = &batch->sends[batch->at++];
+			Known	   *known = saga_known(&send->saga_id, false);
+
+			if (known == NULL || known->run == NULL ||
+				!still_wanted(known->run, &send->command))
+				continue;
+			saga_current = known->id;
+			saga_current_set = true;
+			saga_start_call(known->run, &send->command);
+			saga_current_set = false;
+		}
 		held_first = batch->next;
 		if (held_first == NULL)
 			held_last = NULL;
-		for (int i = 0; i < batch->n; i++)
-		{
-			Known	   *known = saga_known(&batch->sends[i].saga_id, false);
-
-			if (known && known->run &&
-				still_wanted(known->run, &batch->sends[i].command))
-			{
-				saga_current = known->id;
-				saga_current_set = true;
-				saga_start_call(known->run, &batch->sends[i].command);
-				saga_current_set = false;
-			}
-		}
 		MemoryContextDelete(batch->context);
 	}
 }
-

@@ -322,7 +322,10 @@ take_ring(void)
 			saga_arrive(&entries[i].saga_id, entries[i].inbox_id, entries[i].priority);
 	} while (n == (int) lengthof(entries));
 	if (overflow)
+	{
+		saga_worker_look_again();
 		scan_tables();
+	}
 }
 
 static bool

@@ -36,6 +36,9 @@ typedef struct Executor
 	bool		solo;			/* busy with a long one */
 	StringInfoData next;		/* requests for the next message */
 	StringInfoData sending;		/* the message that is half in the queue */
+	StringInfoData received;	/* replies being taken, one after the other */
+	int			taken;			/* bytes of them: an error skips one, not all */
+	bool		gone;
 } Executor;
 
 static Executor executors[MAX_EXECUTORS];
@@ -58,6 +61,7 @@ saga_dispatch_init(SagaWorkerSlot *coordinator)
 		executors[i].slot = -1;
 		initStringInfo(&executors[i].next);
 		initStringInfo(&executors[i].sending);
+		initStringInfo(&executors[i].received);
 	}
 	memset(&ctl, 0, sizeof(ctl));
 	ctl.keysize = sizeof(uint64);
@@ -191,6 +195,9 @@ attach_one(int slot_index, Executor *executor)
 	executor->solo = false;
 	resetStringInfo(&executor->next);
 	resetStringInfo(&executor->sending);
+	resetStringInfo(&executor->received);
+	executor->taken = 0;
+	executor->gone = false;
 	MemoryContextSwitchTo(old);
 }
 
@@ -260,7 +267,7 @@ void
 saga_dispatch_flush(void)
 {
 	for (int i = 0; i < MAX_EXECUTORS; i++)
-		if (executors[i].slot >= 0)
+		if (executors[i].slot >= 0 && !executors[i].gone)
 			push_message(&executors[i]);
 }
 
@@ -275,7 +282,7 @@ choose_executor(bool solo)
 	{
 		Executor   *e = &executors[i];
 
-		if (e->slot < 0)
+		if (e->slot < 0 || e->gone)
 			continue;
 		attached++;
 		if (e->solo)
@@ -463,22 +470,57 @@ take_reply(const char *data)
 }
 
 static void
-take_replies(const char *data, Size nbytes)
+take_replies(Executor *executor)
 {
-	for (Size at = 0; at < nbytes;)
+	while (executor->taken < executor->received.len)
 	{
+		const char *data = executor->received.data + executor->taken;
 		uint32		size;
 
-		memcpy(&size, data + at, sizeof(size));
-		take_reply(data + at);
-		at += size;
+		memcpy(&size, data, sizeof(size));
+		executor->taken += size;
+		take_reply(data);
 	}
+	resetStringInfo(&executor->received);
+	executor->taken = 0;
 }
 
 /*
  * An executor is gone, and with it its transaction.  What it had committed
  * stands in saga.local_outcome; the rest did not happen.
  */
+static void
+lose_call(SagaCallOut *call)
+{
+	SagaOutcome *outcomes;
+	int			n;
+
+	if (call->run == NULL)
+	{
+		saga_call_done(call);
+		return;
+	}
+	outcomes = saga_log_read_outcomes(UINT64CONST(1) << saga_bucket(&call->saga_id),
+									  &call->saga_id, &n);
+	for (int i = 0; i < n; i++)
+		if (outcomes[i].key.node == call->node &&
+			outcomes[i].key.op == saga_outcome_op(call->op))
+		{
+			SagaPayload *payload = MemoryContextAllocZero(saga_turn_context,
+														  sizeof(SagaPayload));
+
+			if (outcomes[i].result)
+			{
+				payload->result = MemoryContextAlloc(saga_turn_context,
+													 VARSIZE(outcomes[i].result));
+				memcpy(payload->result, outcomes[i].result, VARSIZE(outcomes[i].result));
+			}
+			saga_run_answer(call, SAGA_ANSWER_DONE, false, payload);
+			return;
+		}
+	saga_run_lost(call);
+}
+
 static void
 lose_executor(Executor *executor)
 {
@@ -488,50 +530,19 @@ lose_executor(Executor *executor)
 	List	   *lost = NIL;
 	ListCell   *cell;
 
-	dsm_detach(executor->segment);
-	executor->slot = -1;
-	executor->solo = false;
+	if (!executor->gone)
+		dsm_detach(executor->segment);
+	executor->gone = true;
+	saga_worker_look_again();	/* at all that it had committed */
 	hash_seq_init(&status, calls);
 	while ((call = hash_seq_search(&status)) != NULL)
 		if (call->local && call->executor == index)
 			lost = lappend(lost, call);
 	foreach(cell, lost)
-	{
-		SagaOutcome *outcomes;
-		int			n;
-		bool		done = false;
-
-		call = lfirst(cell);
-		if (call->run == NULL)
-		{
-			saga_call_done(call);
-			continue;
-		}
-		outcomes = saga_log_read_outcomes(UINT64CONST(1) << saga_bucket(&call->saga_id),
-										  &call->saga_id, &n);
-		for (int i = 0; i < n && !done; i++)
-		{
-			if (outcomes[i].key.node == call->node &&
-				outcomes[i].key.op == saga_outcome_op(call->op))
-			{
-				SagaPayload *payload = MemoryContextAllocZero(saga_turn_context,
-															  sizeof(SagaPayload));
-
-				if (outcomes[i].result)
-				{
-					payload->result = MemoryContextAlloc(saga_turn_context,
-														 VARSIZE(outcomes[i].result));
-					memcpy(payload->result, outcomes[i].result,
-						   VARSIZE(outcomes[i].result));
-				}
-				saga_run_answer(call, SAGA_ANSWER_DONE, false, payload);
-				done = true;
-			}
-		}
-		if (!done)
-			saga_run_lost(call);
-	}
+		lose_call(lfirst(cell));	/* each is gone from the table after it */
+	executor->slot = -1;
 	executor->out = 0;
+	executor->solo = false;
 }
 
 void
@@ -546,13 +557,20 @@ saga_dispatch_pump(void)
 
 		if (e->slot < 0)
 			continue;
+		if (e->gone)
+		{
+			lose_executor(e);	/* an error interrupted it */
+			continue;
+		}
 		for (;;)
 		{
-			shm_mq_result result = shm_mq_receive(e->replies, &nbytes, &data, true);
+			shm_mq_result result;
 
+			take_replies(e);
+			result = shm_mq_receive(e->replies, &nbytes, &data, true);
 			if (result == SHM_MQ_SUCCESS)
 			{
-				take_replies(data, nbytes);
+				appendBinaryStringInfo(&e->received, data, nbytes);
 				continue;
 			}
 			/* a detached queue is empty: what it held has been read */

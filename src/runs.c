@@ -564,6 +564,16 @@ end_unreadable(Known *known, const SagaInboxRow *inbox)
 	forget_known(known);
 }
 
+/* A command that raised an error stays in the inbox for the next safety poll. */
+static void
+consumed(int64 inbox_id)
+{
+	*SAGA_APPEND(saga_turn.inbox, saga_turn.ninbox, saga_turn.maxinbox) = inbox_id;
+	if (saga_turn_since == 0)
+		saga_turn_since = saga_now();
+	saga_turn_flush = true;
+}
+
 static void
 consume_inbox(int64 id)
 {
@@ -575,20 +585,20 @@ consume_inbox(int64 id)
 
 	if (!saga_log_read_inbox(id, &row))
 		return;					/* consumed before */
-	*SAGA_APPEND(saga_turn.inbox, saga_turn.ninbox, saga_turn.maxinbox) = id;
-	if (saga_turn_since == 0)
-		saga_turn_since = saga_now();
-	saga_turn_flush = true;
 	known = saga_known(&row.saga_id, true);
 	if (known->run == NULL && known->failures > 0 && row.force &&
 		verb_of(row.verb) == SAGA_VERB_TERMINATE)
 	{
 		end_unreadable(known, &row);
+		consumed(id);
 		return;
 	}
 	run = known->run ? known->run : take_in(known, true);
 	if (run == NULL)
+	{
+		consumed(id);
 		return;
+	}
 	memset(&event, 0, sizeof(event));
 	event.kind = SAGA_EVENT_VERB;
 	event.verb = verb_of(row.verb);
@@ -600,6 +610,7 @@ consume_inbox(int64 id)
 	if (event.verb == SAGA_VERB_SKIP_STEP && row.result)
 		payload->result = saga_keep_result(run, row.result);
 	saga_run_feed(run, &event, payload);
+	consumed(id);
 	if (run->state->seq == 0)
 	{
 		/* nothing came of it: the saga waits for its start as before */
