@@ -95,27 +95,47 @@ look_at(const pg_uuid_t *id, Look *look)
 	}
 }
 
-static SagaDefinition *
+/* The name alone: a definition that no longer compiles must not be in the way. */
+static char *
+definition_name(int64 id)
+{
+	SagaTable  *table;
+	Datum		key = Int64GetDatum(id);
+	Datum		values[SAGA_MAX_COLUMNS];
+	bool		nulls[SAGA_MAX_COLUMNS];
+	char	   *name = NULL;
+
+	PushActiveSnapshot(GetLatestSnapshot());
+	table = saga_table_open("definition", AccessShareLock);
+	if (saga_table_fetch(table, &key, values, nulls))
+		name = TextDatumGetCString(values[1]);
+	saga_table_close(table);
+	PopActiveSnapshot();
+	return name;
+}
+
+/* Error unless the caller has the privilege; returns the definition's name. */
+static char *
 check_right(const pg_uuid_t *id, const Look *look, const char *privilege)
 {
-	SagaDefinition *def = NULL;
+	char	   *name = NULL;
 
 	if (look->found)
-		def = saga_definition_by_id(DatumGetInt64(look->values[DEFINITION]));
-	if (def == NULL)
+		name = definition_name(DatumGetInt64(look->values[DEFINITION]));
+	if (name == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("saga %s does not exist", id_text(id))));
 	if (strcmp(privilege, "see") == 0 &&
 		DatumGetObjectId(look->values[STARTED_BY]) == GetUserId())
-		return def;
-	if (!saga_has_privilege(def->name, GetUserId(), privilege))
+		return name;
+	if (!saga_has_privilege(name, GetUserId(), privilege))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("permission denied for saga %s", id_text(id)),
 				 errdetail("It is an instance of saga \"%s\", for which you lack the privilege \"%s\".",
-						   def->name, privilege)));
-	return def;
+						   name, privilege)));
+	return name;
 }
 
 static Datum
@@ -244,7 +264,7 @@ saga_verb(PG_FUNCTION_ARGS)
 	char	   *verb = text_to_cstring(PG_GETARG_TEXT_PP(1));
 	char	   *step = PG_ARGISNULL(2) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(2));
 	bool		strict = !PG_ARGISNULL(6) && PG_GETARG_BOOL(6);
-	SagaDefinition *def;
+	char	   *name;
 	Look		look;
 	const char *why;
 	Oid			types[8] = {UUIDOID, INT2OID, TEXTOID, TEXTOID, JSONBOID, BOOLOID, TEXTOID, TEXTOID};
@@ -258,12 +278,13 @@ saga_verb(PG_FUNCTION_ARGS)
 		PG_RETURN_NULL();
 	id = PG_GETARG_UUID_P(0);
 	look_at(id, &look);
-	def = check_right(id, &look, "operate");
+	name = check_right(id, &look, "operate");
 	if (step && strcmp(step, "$end") != 0 &&
-		saga_definition_node(def, step) == SAGA_NO_NODE)
+		saga_definition_node(saga_definition_by_id(DatumGetInt64(look.values[DEFINITION])),
+							 step) == SAGA_NO_NODE)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("saga \"%s\" has no step \"%s\"", def->name, step),
+				 errmsg("saga \"%s\" has no step \"%s\"", name, step),
 				 errhint("saga.steps lists them.")));
 	why = why_ignored(&look, verb);
 	if (why && strict)
