@@ -47,7 +47,8 @@ CREATE TABLE saga.instance (
     started_at    timestamptz NOT NULL,
     start_at      timestamptz,
     deadline      timestamptz,
-    ended_at      timestamptz
+    ended_at      timestamptz,
+    origin        integer NOT NULL
 ) WITH (fillfactor = 70);
 CREATE INDEX instance_live ON saga.instance (bucket) WHERE ended_at IS NULL;
 COMMENT ON TABLE saga.instance IS 'One row for each saga; equals the fold of its log';
@@ -81,10 +82,11 @@ CREATE TABLE saga.log_record (
     message   text,
     result    jsonb,
     actor     text,
-    note      text,
-    PRIMARY KEY (saga_id, seq)
+    note      text
 ) PARTITION BY RANGE (saga_id);
-CREATE TABLE saga.log_default PARTITION OF saga.log_record DEFAULT;
+-- The key is each partition's own: a dump can restore one of those that are
+-- not part of the extension.
+CREATE TABLE saga.log_default PARTITION OF saga.log_record (PRIMARY KEY (saga_id, seq)) DEFAULT;
 COMMENT ON TABLE saga.log_record IS 'The append-only log of every saga, partitioned by time of start';
 COMMENT ON TABLE saga.log_default IS 'Log of sagas whose id fits no dated partition (clock faults, long-lived ones)';
 
@@ -140,6 +142,7 @@ COMMENT ON TABLE saga.stuck_saga IS 'Sagas that wait for an operator, and why';
 CREATE TABLE saga.identity (
     only_one         boolean PRIMARY KEY DEFAULT true CHECK (only_one),
     coordinator      text NOT NULL,
+    origin           integer NOT NULL DEFAULT pg_catalog.floor(pg_catalog.random() OPERATOR(pg_catalog.*) 2147483647),
     timeline         integer NOT NULL DEFAULT 0,
     counter          bigint NOT NULL DEFAULT 0,
     nonce            text NOT NULL DEFAULT '',
@@ -153,7 +156,6 @@ INSERT INTO saga.identity (coordinator) VALUES (pg_catalog.gen_random_uuid()::te
 
 SELECT pg_catalog.pg_extension_config_dump('saga.instance', '');
 SELECT pg_catalog.pg_extension_config_dump('saga.instance_key', '');
-SELECT pg_catalog.pg_extension_config_dump('saga.log_record', '');
 SELECT pg_catalog.pg_extension_config_dump('saga.log_default', '');
 SELECT pg_catalog.pg_extension_config_dump('saga.local_outcome', '');
 SELECT pg_catalog.pg_extension_config_dump('saga.wakeup', '');
@@ -322,7 +324,7 @@ IS 'Make a version of a definition and return its number; the number of the newe
 CREATE FUNCTION saga.drop_definition(name text, version integer DEFAULT NULL)
 RETURNS integer LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_drop_definition';
 COMMENT ON FUNCTION saga.drop_definition(text, integer)
-IS 'Drop one version, or all, and return how many; refused while sagas of it have not ended';
+IS 'Drop one version, or all, with the sagas of it that have ended, and return how many; refused while some have not ended';
 
 CREATE FUNCTION saga.pause_definition(name text)
 RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_pause_definition';
@@ -1166,7 +1168,7 @@ DECLARE
 BEGIN
     FOR day IN SELECT from_day + n FROM generate_series(0, days - 1) n LOOP
         IF to_regclass(format('saga.log_%s', to_char(day, 'YYYYMMDD'))) IS NULL THEN
-            EXECUTE format('CREATE TABLE saga.log_%s PARTITION OF saga.log_record FOR VALUES FROM (%L) TO (%L)',
+            EXECUTE format('CREATE TABLE saga.log_%s PARTITION OF saga.log_record (PRIMARY KEY (saga_id, seq)) FOR VALUES FROM (%L) TO (%L)',
                            to_char(day, 'YYYYMMDD'), saga.first_id_(day), saga.first_id_(day + 1));
             EXECUTE format('COMMENT ON TABLE saga.log_%s IS %L', to_char(day, 'YYYYMMDD'),
                            'Log of the sagas started on ' || day);
@@ -1175,7 +1177,16 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION saga.add_log_partitions_(date, integer) IS 'Internal: make log partitions for days that have none';
-SELECT saga.add_log_partitions_((pg_catalog.now() AT TIME ZONE 'UTC')::date, 3);
+
+-- A coordinator makes the first ones when it first writes the log.  They are
+-- not part of the extension: a dump has them with their rows, like any table.
+CREATE FUNCTION saga.first_log_partitions_()
+RETURNS void LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET lock_timeout = '200ms' AS $$
+BEGIN
+    PERFORM saga.add_log_partitions_((now() AT TIME ZONE 'UTC')::date, 3);
+END
+$$;
+COMMENT ON FUNCTION saga.first_log_partitions_() IS 'Internal: log partitions for today and the next days';
 
 -- Partitions ahead, and away with what is past keeping.  Run by a worker once
 -- in a while; an administrator may run it at any time.
@@ -1252,6 +1263,7 @@ BEGIN
     FOR c IN SELECT * FROM (VALUES
         ('identity', 'only_one', 'true: the table has one row'),
         ('identity', 'coordinator', 'identity under which participants know this database'),
+        ('identity', 'origin', 'mark of the sagas started here'),
         ('identity', 'timeline', 'timeline of the server when the epoch was last raised'),
         ('identity', 'counter', 'raised by every new server incarnation before its first call'),
         ('identity', 'nonce', 'random, tells two incarnations of the same counter apart'),
@@ -1292,6 +1304,7 @@ BEGIN
         ('instance', 'start_at', 'not taken up before this time'),
         ('instance', 'deadline', 'absolute deadline'),
         ('instance', 'ended_at', 'when it ended'),
+        ('instance', 'origin', 'saga.identity.origin of the database it was started in'),
         ('local_outcome', 'saga_id', 'the saga'),
         ('local_outcome', 'node', 'position of the step in the definition; -1: the ending action'),
         ('local_outcome', 'operation', 'a action, c compensation, h ending action'),

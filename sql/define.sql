@@ -357,8 +357,8 @@ SELECT version FROM saga.definitions WHERE name = 'changing' ORDER BY version;
 -- ---- dropping ----
 RESET ROLE;
 BEGIN;
-INSERT INTO saga.instance (id, bucket, definition_id, state, direction, input, started_by, started_at)
-    SELECT 'ffffffff-ffff-7fff-bfff-ffffffffffff', 0, id, 'pending', 'forward', '{}', owner, now() FROM saga.definition WHERE name = 'changing' AND version = 3;
+INSERT INTO saga.instance (id, bucket, definition_id, state, direction, input, started_by, origin, started_at)
+    SELECT 'ffffffff-ffff-7fff-bfff-ffffffffffff', 0, id, 'pending', 'forward', '{}', owner, 0, now() FROM saga.definition WHERE name = 'changing' AND version = 3;
 SET LOCAL ROLE regress_saga_owner;
 SAVEPOINT s;
 SELECT saga.drop_definition('changing');

@@ -21,6 +21,7 @@ typedef struct Send
 {
 	pg_uuid_t	saga_id;
 	SagaCommand command;
+	bool		local;
 } Send;
 
 typedef struct SendBatch
@@ -53,8 +54,16 @@ static MemoryContext calls_context;
 static Send *sends;				/* of the turn being gathered */
 static int	nsends = 0,
 			maxsends = 0;
-static SendBatch *held_first = NULL,
-		   *held_last = NULL;
+
+/* Remote calls wait for the flush, local ones only for the commit. */
+typedef struct SendQueue
+{
+	SendBatch  *first;
+	SendBatch  *last;
+} SendQueue;
+
+static SendQueue held_remote;
+static SendQueue held_local;
 
 void
 saga_calls_init(void)
@@ -331,6 +340,7 @@ saga_send_later(SagaRun *run, const SagaCommand *command)
 	send = &sends[nsends++];
 	send->saga_id = run->row.id;
 	send->command = *command;
+	send->local = saga_command_is_local(run, command);
 }
 
 void
@@ -344,28 +354,40 @@ saga_sends_drop(const pg_uuid_t *id)
 	nsends = kept;
 }
 
-/* The turn is committed at lsn: its calls wait for that to be durable. */
+static void
+hold_some(SendQueue *queue, XLogRecPtr lsn, bool local)
+{
+	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "saga sends",
+												  ALLOCSET_SMALL_SIZES);
+	SendBatch  *batch = MemoryContextAllocZero(context, sizeof(SendBatch));
+
+	batch->lsn = lsn;
+	batch->context = context;
+	batch->sends = MemoryContextAllocHuge(context, sizeof(Send) * nsends);
+	for (int i = 0; i < nsends; i++)
+		if (sends[i].local == local)
+			batch->sends[batch->n++] = sends[i];
+	if (batch->n == 0)
+	{
+		MemoryContextDelete(context);
+		return;
+	}
+	if (queue->last)
+		queue->last->next = batch;
+	else
+		queue->first = batch;
+	queue->last = batch;
+}
+
+/* The turn is committed at lsn. */
 void
 saga_sends_hold(XLogRecPtr lsn)
 {
-	MemoryContext context;
-	SendBatch  *batch;
-
 	if (nsends == 0)
 		return;
-	context = AllocSetContextCreate(TopMemoryContext, "saga sends", ALLOCSET_SMALL_SIZES);
-	batch = MemoryContextAllocZero(context, sizeof(SendBatch));
-	batch->lsn = lsn;
-	batch->context = context;
-	batch->n = nsends;
-	batch->sends = MemoryContextAllocHuge(context, sizeof(Send) * nsends);
-	memcpy(batch->sends, sends, sizeof(Send) * nsends);
+	hold_some(&held_local, 0, true);
+	hold_some(&held_remote, lsn, false);
 	nsends = 0;
-	if (held_last)
-		held_last->next = batch;
-	else
-		held_first = batch;
-	held_last = batch;
 }
 
 /* Is this call still wanted?  Things may have moved since it was decided. */
@@ -382,18 +404,26 @@ still_wanted(SagaRun *run, const SagaCommand *c)
 	return c->op == SAGA_OP_CLAIM ? step->claim_out : step->in_flight;
 }
 
+/* Does anything wait, or only for standbys? */
 bool
-saga_sends_held(void)
+saga_sends_held(XLogRecPtr durable)
 {
-	return held_first != NULL;
+	return held_local.first != NULL ||
+		(held_remote.first != NULL && held_remote.first->lsn <= durable);
 }
 
-void
-saga_sends_release(XLogRecPtr durable)
+bool
+saga_sends_wait_for_standby(XLogRecPtr durable)
 {
-	while (held_first && held_first->lsn <= durable)
+	return held_remote.first != NULL && held_remote.first->lsn > durable;
+}
+
+static void
+release(SendQueue *queue, XLogRecPtr durable)
+{
+	while (queue->first && queue->first->lsn <= durable)
 	{
-		SendBatch  *batch = held_first;
+		SendBatch  *batch = queue->first;
 
 		while (batch->at < batch->n)
 		{
@@ -408,9 +438,16 @@ saga_sends_release(XLogRecPtr durable)
 			saga_start_call(known->run, &send->command);
 			saga_current_set = false;
 		}
-		held_first = batch->next;
-		if (held_first == NULL)
-			held_last = NULL;
+		queue->first = batch->next;
+		if (queue->first == NULL)
+			queue->last = NULL;
 		MemoryContextDelete(batch->context);
 	}
+}
+
+void
+saga_sends_release(XLogRecPtr durable)
+{
+	release(&held_local, durable);
+	release(&held_remote, durable);
 }

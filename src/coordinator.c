@@ -16,6 +16,7 @@
 
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "executor/spi.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
 #include "replication/syncrep.h"
@@ -359,6 +360,45 @@ durable_lsn(void)
 	return lsn;
 }
 
+/* The next of us holds all sagas until saga.take_over(). */
+static void
+hold_and_leave(const char *reason)
+{
+	saga_log_hold(reason);
+	saga_worker_commit(true);
+	proc_exit(0);
+}
+
+/*
+ * Before the first write: partitions for the days to come.  Without them the
+ * log goes to the default partition, which is only harder to get rid of.
+ */
+static void
+make_partitions(void)
+{
+	static bool made = false;
+
+	if (made || saga_turn.nentries == 0)
+		return;
+	made = true;
+	PG_TRY();
+	{
+		if (!saga_worker_begin("making log partitions"))
+			proc_exit(0);
+		if (SPI_execute("SELECT saga.first_log_partitions_()", false, 0) != SPI_OK_SELECT)
+			elog(ERROR, "could not make log partitions");
+		saga_worker_commit(false);
+	}
+	PG_CATCH();
+	{
+		EmitErrorReport();
+		FlushErrorState();
+		saga_worker_abort();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(loop_context);
+}
+
 /* All that can happen in one transaction; may raise an error. */
 static bool
 turn(bool poll_tables)
@@ -392,14 +432,14 @@ turn(bool poll_tables)
 	{
 		/* another copy of this database acts: hold everything here */
 		ereport(LOG, (errmsg("this coordinator is fenced off: %s", fenced)));
-		saga_log_hold(psprintf("a later copy of this database calls its participants: %s", fenced));
-		saga_worker_commit(true);
-		proc_exit(0);
+		hold_and_leave(psprintf("a later copy of this database calls its participants: %s", fenced));
 	}
 	MemoryContextReset(answers_context);
 	saga_dispatch_pump();
 	saga_runs_timers(saga_now());
 	saga_runs_admit(buckets, ADMIT_AT_ONCE);
+	if (saga_found_foreign)
+		hold_and_leave(SAGA_HELD_RESTORED);
 	saga_sends_release(durable_lsn());
 	saga_dispatch_flush();		/* executors work while we write */
 
@@ -457,6 +497,7 @@ run_turn(bool poll_tables)
 {
 	volatile bool wrote = false;
 
+	make_partitions();
 	PG_TRY();
 	{
 		wrote = turn(poll_tables);
@@ -496,9 +537,9 @@ sleep_for(TimestampTz next_poll)
 	if (!turn_is_empty())
 		due = Min(due, saga_turn_flush ? Max(now, write_again) :
 				  Max(saga_turn_since + LAZY_WRITE_AFTER, write_again));
-	if (saga_sends_held())
-		due = Min(due, durable_lsn() == PG_UINT64_MAX ? now : now + STANDBY_POLL_MS * 1000);
-	if (saga_arrivals_pending())
+	if (saga_sends_wait_for_standby(durable_lsn()))
+		due = Min(due, now + STANDBY_POLL_MS * 1000);
+	if (saga_arrivals_pending() || saga_sends_held(durable_lsn()))
 		return 0;
 	if (due <= now)
 		return 0;

@@ -106,6 +106,9 @@ extern void saga_run_free(SagaRun *run, bool forget);
 extern const char *saga_step_name(const SagaRun *run, int node);
 extern int	saga_node_of_step(void *def, const char *step);
 
+/* A saga was met that was started in another database. */
+extern bool saga_found_foreign;
+
 /* Outcome rows that recovery found; their sagas get them when taken in. */
 extern void saga_recovered_outcomes(SagaOutcome *outcomes, int n);
 
@@ -160,7 +163,8 @@ extern void saga_sends_hold(XLogRecPtr lsn);
 
 /* Calls whose records are durable up to here may go out. */
 extern void saga_sends_release(XLogRecPtr durable);
-extern bool saga_sends_held(void);
+extern bool saga_sends_held(XLogRecPtr durable);
+extern bool saga_sends_wait_for_standby(XLogRecPtr durable);
 
 /* In a transaction: have participants drop barrier rows past keeping. */
 extern void saga_purge_barriers(void);

@@ -365,7 +365,7 @@ saga_resume_definition(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
-/* One version; 55006 while sagas of it live. */
+/* One version, and the sagas of it that have ended; 55006 while some live. */
 static void
 drop_version(const char *name, int32 version, int64 id)
 {
@@ -388,6 +388,14 @@ drop_version(const char *name, int32 version, int64 id)
 								  (unsigned long) DatumGetInt64(live),
 								  (long long) DatumGetInt64(live)),
 				 errhint("Wait for them, or end them with saga.cancel() or saga.terminate().")));
+	/* what they left is of no use without it, and their keys are free again */
+	saga_spi_own("WITH gone AS (DELETE FROM saga.instance"
+				 " WHERE definition_id OPERATOR(pg_catalog.=) $1 RETURNING id),"
+				 " keys AS (DELETE FROM saga.instance_key k USING gone"
+				 " WHERE k.saga_id OPERATOR(pg_catalog.=) gone.id)"
+				 " DELETE FROM saga.log_record l USING gone"
+				 " WHERE l.saga_id OPERATOR(pg_catalog.=) gone.id",
+				 1, types, values, NULL, NULL, NULL);
 	saga_spi_own("DELETE FROM saga.definition WHERE id OPERATOR(pg_catalog.=) $1",
 				 1, types, values, NULL, NULL, NULL);
 }

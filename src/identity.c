@@ -12,7 +12,8 @@
  * later one acts.  A clone or a restored backup would raise it as well; it is
  * told by the host and data directory that changed while saga.host_guard, the
  * administrator's word that both are members of one cluster, is unset or
- * another.  Then sagas are held.
+ * another.  A dump restored into another database is told by the sagas' origin,
+ * a random mark that is not dumped with them.  Then sagas are held.
  */
 #include "postgres.h"
 
@@ -24,12 +25,15 @@
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
+#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 #include "compat.h"
 #include "guc.h"
 #include "log.h"
+#include "rows.h"
 #include "saga.h"
+#include "spi_util.h"
 
 PG_FUNCTION_INFO_V1(saga_take_over);
 
@@ -82,13 +86,43 @@ hold(const char *reason)
 	return pstrdup(reason);
 }
 
-/* Restored from a dump: sagas that ran elsewhere, but nothing called from here. */
-static bool
-looks_restored(int64 counter)
+int32
+saga_origin(void)
 {
-	if (counter != 0)
-		return false;
-	run("SELECT 1 FROM saga.instance WHERE ended_at IS NULL AND state <> 'pending' LIMIT 1",
+	static Oid	read_from = InvalidOid;
+	static int32 origin;
+	Oid			relid = saga_relation_oid("identity");
+
+	if (relid != read_from)
+	{
+		SagaTable  *table;
+		Datum		key = BoolGetDatum(true);
+		Datum		values[SAGA_MAX_COLUMNS];
+		bool		nulls[SAGA_MAX_COLUMNS];
+		bool		found;
+
+		PushActiveSnapshot(GetLatestSnapshot());
+		table = saga_table_open_oid(relid, AccessShareLock);
+		found = saga_table_fetch(table, &key, values, nulls);
+		if (found)
+			origin = DatumGetInt32(values[2]);
+		saga_table_close(table);
+		PopActiveSnapshot();
+		if (!found)
+			ereport(ERROR,
+					(errcode(ERRCODE_DATA_CORRUPTED),
+					 errmsg("saga.identity does not have exactly one row")));
+		read_from = relid;
+	}
+	return origin;
+}
+
+/* Live sagas that were started in another database: this one was restored. */
+static bool
+looks_restored(void)
+{
+	run("SELECT 1 FROM saga.instance i, saga.identity d"
+		" WHERE i.ended_at IS NULL AND i.origin <> d.origin LIMIT 1",
 		0, NULL, NULL, NULL, SPI_OK_SELECT);
 	return SPI_processed > 0;
 }
@@ -131,8 +165,8 @@ saga_log_raise_epoch(SagaEpoch *epoch)
 			 (guard[0] == '\0' || stored_guard == NULL || strcmp(stored_guard, guard) != 0))
 		held = hold(psprintf("this server (%s) is not the one that sagas ran on (%s)",
 							 host, stored_host));
-	else if (looks_restored(epoch->counter))
-		held = hold("the sagas were restored from a dump");
+	else if (looks_restored())
+		held = hold(SAGA_HELD_RESTORED);
 	MemoryContextSwitchTo(old);
 	if (held)
 		return held;
@@ -188,6 +222,9 @@ saga_take_over(PG_FUNCTION_ARGS)
 		" counter = GREATEST(counter + 1, pg_catalog.date_part('epoch', pg_catalog.now())::bigint),"
 		" server_started = NULL",
 		2, types, values, NULL, SPI_OK_UPDATE);
+	run("UPDATE saga.instance i SET origin = d.origin FROM saga.identity d"
+		" WHERE i.ended_at IS NULL AND i.origin <> d.origin",
+		0, NULL, NULL, NULL, SPI_OK_UPDATE);
 	SPI_finish();
 	saga_installed_at_commit();	/* has the workers look again */
 	PG_RETURN_TEXT_P(cstring_to_text("queued"));

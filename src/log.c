@@ -39,7 +39,7 @@ enum
 	INST_CAUSE, INST_KEY, INST_INPUT, INST_OUTPUT, INST_FAILED_STEP,
 	INST_SQLSTATE, INST_ERROR, INST_CORRELATION, INST_LABELS, INST_PRIORITY,
 	INST_STARTED_BY, INST_STARTED_AT, INST_START_AT, INST_DEADLINE,
-	INST_ENDED_AT, INST_COLUMNS
+	INST_ENDED_AT, INST_ORIGIN, INST_COLUMNS
 };
 
 /* ---------------------------------------------------------------- writing */
@@ -366,6 +366,7 @@ saga_log_read_instance(const pg_uuid_t *id, SagaInstanceRow *row)
 		row->start_at = n[INST_START_AT] ? 0 : DatumGetTimestampTz(v[INST_START_AT]);
 		row->deadline = n[INST_DEADLINE] ? DT_NOEND : DatumGetTimestampTz(v[INST_DEADLINE]);
 		row->ended = !n[INST_ENDED_AT];
+		row->origin = DatumGetInt32(v[INST_ORIGIN]);
 	}
 	saga_table_close(table);
 	return found;

@@ -117,6 +117,7 @@ typedef struct SagaInstanceRow
 	TimestampTz start_at;		/* 0: at once */
 	TimestampTz deadline;		/* DT_NOEND: none */
 	bool		ended;			/* by an executor, log not yet closed */
+	int32		origin;			/* saga_origin() of where it was started */
 } SagaInstanceRow;
 
 /* Number of the last record of a saga's log. */
@@ -176,6 +177,11 @@ extern SagaRingEntry *saga_log_list_inbox(uint64 buckets, int *n);
  * participants.  Returns NULL, or why sagas must be held (palloc'd).
  */
 extern char *saga_log_raise_epoch(SagaEpoch *epoch);
+
+#define SAGA_HELD_RESTORED	"the sagas were restored from a dump"
+
+/* The mark of sagas that were started in this database, not restored into it. */
+extern int32 saga_origin(void);
 
 /* Hold all sagas of this database until saga.take_over(). */
 extern void saga_log_hold(const char *reason);

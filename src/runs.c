@@ -46,6 +46,7 @@ typedef struct Gate
 
 pg_uuid_t	saga_current;
 bool		saga_current_set = false;
+bool		saga_found_foreign = false;
 
 static MemoryContext runs_context;
 static HTAB *known_sagas;
@@ -461,6 +462,13 @@ take_in(Known *known, bool at_once)
 		return NULL;
 	}
 	MemoryContextSwitchTo(old);
+	if (row.origin != saga_origin())
+	{
+		/* restored from a dump after we had started: not ours to run */
+		saga_found_foreign = true;
+		MemoryContextDelete(context);
+		return NULL;
+	}
 	if (row.state == SAGA_PENDING && row.start_at > saga_now() && !at_once)
 	{
 		saga_set_due(known, row.start_at);

@@ -55,7 +55,7 @@ typedef struct SagaWorkerSlot
 	pg_atomic_uint64 items;		/* records written / actions run */
 	pg_atomic_uint64 loaded;	/* sagas in memory */
 	pg_atomic_uint64 errors;
-	char		activity[64];	/* what it does or why it holds */
+	char		activity[160];	/* what it does or why it holds */
 } SagaWorkerSlot;
 
 typedef struct SagaRingEntry

@@ -25,6 +25,7 @@
 #include "definition.h"
 #include "errors.h"
 #include "guc.h"
+#include "log.h"
 #include "rights.h"
 #include "rows.h"
 #include "saga.h"
@@ -163,8 +164,8 @@ insert_instance(SagaTable *table, const StartOptions *o, const pg_uuid_t *id,
 				Jsonb *input, text *key)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	Datum		v[20];
-	bool		n[20];
+	Datum		v[21];
+	bool		n[21];
 
 	memset(n, true, sizeof(n));
 #define SET(i, datum) (v[i] = (datum), n[i] = false)
@@ -194,6 +195,7 @@ insert_instance(SagaTable *table, const StartOptions *o, const pg_uuid_t *id,
 								IntervalPGetDatum(o->deadline)) :
 			TimestampTzGetDatum(from + o->def->deadline));
 	}
+	SET(20, Int32GetDatum(saga_origin()));
 #undef SET
 	saga_table_insert(table, v, n);
 	saga_wake_at_commit(id, 0, o->priority);

@@ -30,10 +30,10 @@ SELECT saga.define('impatient', input => 'tag text',
               retry => saga.retry_policy(max_attempts => 1),
               action => 'SELECT app.act(''pay'', :tag)',
               compensation => 'SELECT app.act(''refund'')')]);
-SELECT saga.define('fails_late', input => 'tag text',
+SELECT saga.define('fails_late', input => 'tag text, back text',
   steps => ARRAY[
     saga.step('pay', server => 'a', action => 'SELECT app.act(''pay'', :tag)',
-              compensation => 'SELECT app.act(''refund'', ''of '' || :tag)'),
+              compensation => 'SELECT app.act(''refund'', :back)'),
     saga.step('no', server => 'b', action => 'SELECT app.refuse(''SGB01'')')])
 SQL
 
@@ -76,11 +76,11 @@ $proxy->pass;
 
 clear();
 my $before = $proxy->status->{swallowed};
-$proxy->swallow('of lost-undo', "COMMIT\0");
-$id = $c->start('fails_late', '{"tag": "lost-undo"}');
+$proxy->swallow('back-lost', "COMMIT\0");
+$id = $c->start('fails_late', '{"tag": "lost-undo", "back": "back-lost"}');
 is($c->ended($id), 'compensated|declined|no|SGB01', 'the answer to a compensation lost');
 is($proxy->status->{swallowed}, $before + 1, 'it was lost');
-is($p->effects('a'), 'pay/lost-undo refund/of lost-undo', 'one refund');
+is($p->effects('a'), 'pay/lost-undo refund/back-lost', 'one refund');
 $proxy->pass;
 
 # ---- connections cut off in any state ----

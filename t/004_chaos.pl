@@ -68,8 +68,7 @@ sub pick { return $_[ int rand @_ ] }
 sub query
 {
     my ($name, $sql) = @_;
-    my ($rc, $out) = $node{$name}->psql($name, $sql, timeout => 10, timed_out => \my $late);
-    return defined $rc && $rc == 0 && !$late ? split(/\n/, $out // '') : ();
+    return split /\n/, $c->ask($sql, $name, $node{$name}) // '';
 }
 
 sub kill_backend
@@ -103,7 +102,7 @@ my %kills = (
 my @kinds = (sort(keys %kills), 'coordinator', 'executor', 'participant backend', 'participant backend');
 my %done = map { $_ => 0 } keys %kills;
 my ($kills, $busy) = (0, 0);
-my $limit = time + 240;
+my $limit = time + 60 + 6 * $min_kills;
 my $failed_restart = 0;
 while (time < $limit)
 {

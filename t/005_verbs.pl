@@ -272,5 +272,18 @@ $c->sql('ALTER ROLE alice NOSUPERUSER');
 $c->alice("SELECT saga.retry_step('$id', 's', reason => 'an ordinary role again')");
 like($c->ended($id), qr/^completed/, 'and run when it no longer is');
 
+# ---- a command found twice, by its wake-up and by the safety poll, is one ----
+
+$c->sql("ALTER SYSTEM SET saga.safety_poll_interval = '100ms'");
+$c->sql('SELECT pg_reload_conf()');
+$id = at_gate();
+my $verbs = 2000;
+$c->alice(join '', map { "SELECT saga.pause('$id', reason => 'p$_'); SELECT saga.resume('$id', reason => 'r$_');\n" } 1 .. $verbs);
+open_gate();
+is($c->ended($id), 'completed|||', 'a storm of verbs');
+is($c->sql(qq(SELECT count(*) FROM saga.log WHERE saga_id = '$id' AND note IS NOT NULL GROUP BY note HAVING count(*) > 1)), '',
+    'each took effect once');
+is($c->sql('SELECT count(*) FROM saga.inbox'), '0', 'and none is left');
+
 is($c->sql('SELECT count(*) FROM saga.check_log()'), '0', 'every log folds to its state');
 done_testing();

@@ -191,7 +191,8 @@ sandbox_become() {
 	exec env -i PATH="$pgbin:/usr/local/bin:/usr/bin:/bin" \
 		HOME="$run/work" LANG=C.UTF-8 LC_MESSAGES=C TZ=UTC \
 		TERM="${TERM:-dumb}" ${CI:+CI="$CI"} ${TESTS:+TESTS="$TESTS"} \
-		${SAGA_SEED:+SAGA_SEED="$SAGA_SEED"} \
+		${SAGA_SEED:+SAGA_SEED="$SAGA_SEED"} ${SAGA_KILLS:+SAGA_KILLS="$SAGA_KILLS"} \
+		${SAGA_ORDERS:+SAGA_ORDERS="$SAGA_ORDERS"} ${ORDERS:+ORDERS="$ORDERS"} \
 		${PG_TEST_TIMEOUT_DEFAULT:+PG_TEST_TIMEOUT_DEFAULT="$PG_TEST_TIMEOUT_DEFAULT"} \
 		TMPDIR="$sockets" SAGA_WORK="$run/work" SAGA_SOCKETS="$sockets" SAGA_PGXS="$pgxs" \
 		SAGA_LIB="$run/src/tools/cluster.sh" \

@@ -199,8 +199,12 @@ sub each_connection
 sub command
 {
     my ($verb, @arg) = @_;
-    if ($verb eq 'hold') { $plan{hold} = $arg[0] }
-    elsif ($verb eq 'swallow') { $plan{swallow} = [@arg] }
+    if ($verb =~ /^(?:hold|swallow)$/)
+    {
+        # what was sent before does not count
+        each_connection(sub { my ($conn) = @_; @$conn{qw(sent marked)} = ('', 0) });
+        $plan{$verb} = $verb eq 'hold' ? $arg[0] : [@arg];
+    }
     elsif ($verb eq 'pass') { delete @plan{qw(hold swallow)} }
     elsif ($verb eq 'refuse') { $plan{refuse} = 1 }
     elsif ($verb eq 'accept') { delete $plan{refuse} }

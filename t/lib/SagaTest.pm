@@ -214,6 +214,22 @@ sub try
     return ($code, $err, $out);
 }
 
+# Output of a query, or undef where there is no server to ask: nothing here
+# dies, whatever happens to the server meanwhile.
+sub ask
+{
+    my ($self, $sql, $db, $node) = @_;
+    $node //= $self->{node};
+    my ($out, $err) = ('', '');
+    my $done = eval {
+        IPC::Run::run([ 'psql', '-XAtq', '-v', 'ON_ERROR_STOP=1', '-d',
+            $node->connstr($db // $self->{db}) . ' connect_timeout=10', '-c', $sql ],
+            '<', \undef, '>', \$out, '2>', \$err, IPC::Run::timeout(30));
+    };
+    chomp $out;
+    return $done ? $out : undef;
+}
+
 # A statement of a role that must fail with an SQLSTATE, and a text in its
 # message, detail or hint.
 sub refused
@@ -266,8 +282,12 @@ sub until
 {
     local $Test::Builder::Level = $Test::Builder::Level + 1;
     my ($self, $sql, $expected, $db) = @_;
-    my $ok = $self->{node}->poll_query_until($db // $self->{db}, $sql, $expected // 't');
-    $ok or diag("never true: $sql");
+    my $got;
+    my $ok = until_true(sub {
+        $got = $self->ask($sql, $db);
+        return defined $got && $got eq ($expected // 't');
+    });
+    $ok or diag("never true: $sql\nlast answer: " . ($got // 'none'));
     return $ok;
 }
 
@@ -293,12 +313,11 @@ sub until_all_ended
     my $left;
     my $ok = until_true(
         sub {
-            my ($rc, $out) = $self->{node}->psql($self->{db}, <<'SQL');
+            $left = $self->ask(<<'SQL') // '?';
 SELECT count(*) FROM saga.instances
  WHERE state NOT IN ('completed', 'compensated', 'terminated')
 SQL
-            $left = $out;
-            return $rc == 0 && $out eq '0';
+            return $left eq '0';
         }, $seconds);
     diag("$left sagas have not ended:\n" . $self->sql(<<'SQL')) unless $ok;
 SELECT state, direction, count(*), min(id::text) FROM saga.instances
@@ -320,11 +339,10 @@ sub worker_pids
 {
     my ($self, $type, $db) = @_;
     $db //= $self->{db};
-    my ($rc, $out) = $self->{node}->psql('postgres', <<SQL);
+    return split /\n/, $self->ask(<<SQL, 'postgres') // '';
 SELECT pid FROM pg_stat_activity
  WHERE backend_type = '$type' AND ('$type' = 'saga launcher' OR datname = '$db') ORDER BY pid
 SQL
-    return $rc == 0 ? split(/\n/, $out) : ();
 }
 
 # kill -9 of the postmaster, and up again.  Its children end by themselves when
