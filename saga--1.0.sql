@@ -1217,6 +1217,11 @@ BEGIN
     )
     SELECT count(*) INTO sagas_removed FROM gone;
 
+    -- keys that may be used again before their saga's row goes
+    DELETE FROM saga.instance_key k USING saga.instance i, saga.definition d
+    WHERE i.id = k.saga_id AND d.id = i.definition_id
+      AND i.ended_at < now() - (d.body->>'key_retention')::interval;
+
     FOR part IN
         SELECT c.oid::regclass AS name, to_date(substr(c.relname, 5), 'YYYYMMDD') AS day
         FROM pg_inherits h JOIN pg_class c ON c.oid = h.inhrelid
