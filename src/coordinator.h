@@ -102,6 +102,7 @@ extern int	saga_runs_loaded(void);
 extern void saga_runs_admit(uint64 buckets, int max);
 extern void saga_runs_timers(SagaTime now);
 extern SagaTime saga_runs_next_due(void);
+extern void saga_commands_written(void);
 extern void saga_run_free(SagaRun *run, bool forget);
 extern const char *saga_step_name(const SagaRun *run, int node);
 extern int	saga_node_of_step(void *def, const char *step);

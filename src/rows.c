@@ -272,11 +272,22 @@ bool
 saga_table_delete(SagaTable *table, const Datum *key)
 {
 	ItemPointerData tid;
+	TM_FailureData failure;
+	TM_Result	result;
 
 	saga_table_flush(table);
 	if (!look_up(table, key))
 		return false;
 	tid = table->found->tts_tid;
-	simple_table_tuple_delete(table->rel, &tid, GetActiveSnapshot());
-	return true;
+	result = table_tuple_delete(table->rel, &tid, GetCurrentCommandId(true),
+								GetActiveSnapshot(), InvalidSnapshot, true,
+								&failure, false);
+	/* a row deleted twice in one transaction is gone all the same */
+	if (result != TM_Ok && result != TM_SelfModified && result != TM_Deleted)
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("a row of relation \"%s\" was changed by another transaction",
+						RelationGetRelationName(table->rel)),
+				 errhint("Only saga itself may write its tables.")));
+	return result == TM_Ok;
 }

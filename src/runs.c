@@ -56,7 +56,10 @@ static int	loaded = 0;
 static pairingheap *arrivals;	/* sagas to be taken in, when there is room */
 static HTAB *gates;
 static List *recovered = NIL;	/* SagaOutcome, until their saga is taken in */
+static void forget_taken_commands(void);
+
 static Queue commands;			/* of the inbox; they need no room */
+static HTAB *taken_commands;	/* ids of those taken, until their rows are gone */
 
 /* ------------------------------------------------------------- helpers */
 
@@ -107,6 +110,7 @@ saga_runs_init(void)
 	ctl.keysize = NAMEDATALEN;
 	ctl.entrysize = sizeof(Gate);
 	gates = hash_create("saga gates", 64, &ctl, HASH_ELEM | HASH_STRINGS);
+	forget_taken_commands();
 	saga_turn_init();
 	saga_calls_init();
 }
@@ -572,10 +576,31 @@ end_unreadable(Known *known, const SagaInboxRow *inbox)
 	forget_known(known);
 }
 
+static void
+forget_taken_commands(void)
+{
+	HASHCTL		ctl;
+
+	if (taken_commands)
+		hash_destroy(taken_commands);
+	memset(&ctl, 0, sizeof(ctl));
+	ctl.keysize = ctl.entrysize = sizeof(int64);
+	taken_commands = hash_create("saga commands taken", 64, &ctl, HASH_ELEM | HASH_BLOBS);
+}
+
+/* The turn is written, and with it the rows of its commands are gone. */
+void
+saga_commands_written(void)
+{
+	if (hash_get_num_entries(taken_commands) > 0)
+		forget_taken_commands();
+}
+
 /* A command that raised an error stays in the inbox for the next safety poll. */
 static void
 consumed(int64 inbox_id)
 {
+	(void) hash_search(taken_commands, &inbox_id, HASH_ENTER, NULL);
 	*SAGA_APPEND(saga_turn.inbox, saga_turn.ninbox, saga_turn.maxinbox) = inbox_id;
 	if (saga_turn_since == 0)
 		saga_turn_since = saga_now();
@@ -591,8 +616,10 @@ consume_inbox(int64 id)
 	SagaEvent	event;
 	SagaPayload *payload;
 
-	if (!saga_log_read_inbox(id, &row))
-		return;					/* consumed before */
+	/* a ring and a scan may both have told of it */
+	if (hash_search(taken_commands, &id, HASH_FIND, NULL) ||
+		!saga_log_read_inbox(id, &row))
+		return;
 	known = saga_known(&row.saga_id, true);
 	if (known->run == NULL && known->failures > 0 && row.force &&
 		verb_of(row.verb) == SAGA_VERB_TERMINATE)

@@ -416,6 +416,7 @@ void
 saga_turn_written(XLogRecPtr lsn)
 {
 	saga_sends_hold(lsn);
+	saga_commands_written();
 	saga_waiters_wake(ended, nended);
 	for (int i = 0; i < ntouched; i++)
 	{

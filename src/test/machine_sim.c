@@ -582,8 +582,9 @@ send_allowed(void)
 
 		if (!call->open || call->epoch != epoch)
 			continue;
-		if (call->local ? nheavy == 0 || call->need <= nflushed :
-			call->need <= nflushed)
+		/* the ending action waits for the record of the last step in any case */
+		if (call->need <= nflushed ||
+			(call->local && call->node != SAGA_NODE_END && nheavy == 0))
 		{
 			if (call->local)
 				send_local(outbox[i]);
