@@ -49,7 +49,7 @@ CREATE TABLE saga.instance (
     deadline      timestamptz,
     ended_at      timestamptz,
     origin        integer NOT NULL
-) WITH (fillfactor = 70);
+) WITH (fillfactor = 45);
 CREATE INDEX instance_live ON saga.instance (bucket) WHERE ended_at IS NULL;
 COMMENT ON TABLE saga.instance IS 'One row for each saga; equals the fold of its log';
 
@@ -622,6 +622,7 @@ BEGIN
 		pg_catalog.set_config('DateStyle', 'ISO', true),
 		pg_catalog.set_config('IntervalStyle', 'postgres', true),
 		pg_catalog.set_config('extra_float_digits', '1', true),
+		pg_catalog.set_config('bytea_output', 'hex', true),
 		pg_catalog.set_config('standard_conforming_strings', 'on', true),
 		pg_catalog.set_config('transaction_read_only', 'off', true);
 	IF pg_catalog.current_setting('synchronous_commit') IN ('off', 'local', 'remote_write') THEN

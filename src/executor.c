@@ -28,6 +28,7 @@
 #include "parser/parse_param.h"
 #include "pgstat.h"
 #include "storage/ipc.h"
+#include "storage/lock.h"
 #include "storage/proc.h"
 #include "utils/builtins.h"
 #include "utils/hsearch.h"
@@ -517,6 +518,8 @@ run_batch(Work **items, int n, bool *failed)
 				break;
 		}
 		saga_worker_commit(flush);
+		/* advisory locks an action took for its session end with it */
+		LockReleaseAll(USER_LOCKMETHOD, true);
 	}
 	PG_CATCH();
 	{

@@ -424,6 +424,7 @@ session_options(const Lookup *lookup)
 	append_setting(&buf, "DateStyle", "ISO");
 	append_setting(&buf, "IntervalStyle", "postgres");
 	append_setting(&buf, "extra_float_digits", "1");
+	append_setting(&buf, "bytea_output", "hex");
 	append_setting(&buf, "standard_conforming_strings", "on");
 	append_setting(&buf, "default_transaction_read_only", "off");
 	append_setting(&buf, "default_transaction_isolation", "read committed");

@@ -143,6 +143,11 @@ like(activity($clone, qr/^held: /), qr/^held: this server \(/,
 my $frozen = contents($clone);
 ok(looks_again($clone), 'also when it has looked again');
 is(contents($clone), $frozen, 'nothing of them has changed');
+ok(until_true(sub {
+    my $lsn = $clone->sql('SELECT pg_current_wal_insert_lsn()');
+    looks_again($clone);
+    return $lsn eq $clone->sql('SELECT pg_current_wal_insert_lsn()');
+}, 10), 'looking writes no WAL');
 is(connections(), $connected, 'and no participant was connected to');
 like(slurp_file($clone->{node}->logfile),
     qr/LOG:  sagas are held: this server .*\n.*HINT:  .*saga\.take_over\(\).*saga\.host_guard/,
