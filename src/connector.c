@@ -47,7 +47,6 @@ static void *answer_arg;
 static HTAB *endpoints = NULL;
 static HTAB *tags = NULL;
 static int	inside_api = 0;		/* within submit or cancel */
-static int	in_flight = 0;		/* submitted, not answered */
 static dlist_head answered = DLIST_STATIC_INIT(answered);	/* to be delivered */
 static pairingheap *timers = NULL;
 
@@ -232,7 +231,6 @@ deliver(SagaConnCall *call)
 	count_answer(call->endpoint->stat, &call->answer);
 	if (call->request.tag != 0)
 		hash_search(tags, &call->request.tag, HASH_REMOVE, NULL);
-	in_flight--;
 	old = MemoryContextSwitchTo(answer_context);
 	depth++;
 	answer_callback(&call->answer, answer_arg);
@@ -665,7 +663,6 @@ saga_connector_submit(const SagaRequest *request)
 			elog(ERROR, "tag " UINT64_FORMAT " of a call is in use", request->tag);
 		entry->call = call;
 	}
-	in_flight++;
 	dlist_push_tail(&endpoint->queue, &call->node);
 	endpoint->nqueued++;
 	pg_atomic_fetch_add_u32(&endpoint->stat->queued, 1);
@@ -687,36 +684,8 @@ saga_connector_submit(const SagaRequest *request)
 	inside_api--;
 }
 
-void
-saga_connector_cancel(uint64 tag)
-{
-	TagEntry   *entry = hash_search(tags, &tag, HASH_FIND, NULL);
-	SagaConnCall *call = entry ? entry->call : NULL;
-	SagaLink   *link;
-
-	if (call == NULL || call->answered)
-		return;
-	link = call->link;
-	if (link)
-	{
-		saga_call_error(call, SAGA_ANSWER_UNKNOWN, "57014",
-						"the call was given up after it was sent", NULL, NULL);
-		link->call = NULL;
-		finish_later(call);
-		inside_api++;
-		saga_endpoint_link_gone(link, NULL);
-		inside_api--;
-	}
-	else
-	{
-		saga_call_error(call, SAGA_ANSWER_TRANSIENT, "57014",
-						"the call was given up before it was sent", NULL, NULL);
-		finish_later(call);
-	}
-}
-
-SagaTime
-saga_connector_next_due(void)
+static SagaTime
+next_due(void)
 {
 	SagaTime	due = SAGA_NEVER;
 	SagaTime	other;
@@ -752,13 +721,6 @@ run_due(SagaTime now)
 	return deliver_answered() || any;
 }
 
-void
-saga_connector_run_timers(SagaTime now)
-{
-	if (timers)
-		(void) run_due(now);
-}
-
 /* From saga_poll_wait(): do what needs no socket; how long may it sleep? */
 static long
 before_wait(void)
@@ -768,17 +730,11 @@ before_wait(void)
 
 	if (run_due(now))
 		return 0;
-	due = saga_connector_next_due();
+	due = next_due();
 	if (due == SAGA_NEVER)
 		return -1;
 	/* rounded up, lest the last millisecond be spent turning round */
 	return due <= now ? 0 : (long) Min((due - now + 999) / 1000, INT_MAX);
-}
-
-int
-saga_connector_in_flight(void)
-{
-	return in_flight;
 }
 
 void
@@ -842,7 +798,6 @@ saga_connector_close_all(void)
 	tags = NULL;
 	timers = NULL;
 	dlist_init(&answered);
-	in_flight = 0;
 }
 
 static void

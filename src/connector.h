@@ -119,15 +119,6 @@ extern void saga_connector_init(const SagaEpoch *epoch, int max_result_bytes,
 								SagaAnswerCallback callback, void *arg);
 extern void saga_connector_submit(const SagaRequest *request);
 
-/* The answer is no longer of interest: ends the wait, answers UNKNOWN. */
-extern void saga_connector_cancel(uint64 tag);
-
-/* Next thing of ours that is due by time (time-outs, probes), or NEVER. */
-extern SagaTime saga_connector_next_due(void);
-extern void saga_connector_run_timers(SagaTime now);
-
-extern int	saga_connector_in_flight(void);
-
 /* End all connections (at exit, or when a server object changed). */
 extern void saga_connector_close_all(void);
 extern void saga_connector_server_changed(void);	/* idle ones reconnect */

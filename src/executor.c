@@ -222,7 +222,11 @@ plan_of(const ActionKey *key, const SagaCall *call)
 	options.parseMode = RAW_PARSE_DEFAULT;
 	prepared = SPI_prepare_extended(call->tmpl->sql, &options);
 	if (prepared == NULL)
-		elog(ERROR, "could not prepare an action: %s", SPI_result_code_string(SPI_result));
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("this statement cannot be a local action"),
+				 errdetail_internal("%s", SPI_result_code_string(SPI_result)),
+				 errhint("Put it into a function.")));
 	for (int i = 0; i < n; i++)
 		if ((*parse->types)[i] == UNKNOWNOID)
 			ereport(ERROR,
@@ -295,7 +299,11 @@ run_action(Work *item, SagaDefinition *def, SagaCall *call)
 	options.params = params;
 	rc = SPI_execute_plan_extended(plan->plan, &options);
 	if (rc < 0)
-		elog(ERROR, "could not run an action: %s", SPI_result_code_string(rc));
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("this statement cannot be a local action"),
+				 errdetail_internal("%s", SPI_result_code_string(rc)),
+				 errhint("Put it into a function.")));
 	item->result = saga_result_from_spi(call, rc, batch_context);
 	saga_run_as_end(&saved);
 	if (SPI_tuptable)
