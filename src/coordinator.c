@@ -64,6 +64,7 @@ static int	write_failures = 0;
 static const char *fenced = NULL;	/* why participants refuse us */
 static TimestampTz write_again = 0;
 static TimestampTz next_upkeep = DT_NOEND;
+static XLogRecPtr recovered_at;	/* what was read then counts as written here */
 
 static void
 say(const char *activity)
@@ -239,6 +240,7 @@ start(Datum main_arg)
 				(errmsg("too many saga coordinators on this server: no ring is free"),
 				 errdetail("New sagas are found every saga.safety_poll_interval only.")));
 	recover();
+	recovered_at = GetXLogInsertRecPtr();
 	me->ready = true;
 	say("");
 	if (me->number == 0)
@@ -513,7 +515,7 @@ run_turn(bool poll_tables)
 	if (wrote)
 	{
 		write_failures = 0;
-		saga_turn_written(XactLastCommitEnd);
+		saga_turn_written(Max(XactLastCommitEnd, recovered_at));
 	}
 	pg_atomic_write_u64(&me->loaded, saga_runs_loaded());
 	MemoryContextSwitchTo(loop_context);
