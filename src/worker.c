@@ -47,6 +47,7 @@ saga_worker_pin_settings(void)
 		{"IntervalStyle", "postgres"},
 		{"TimeZone", "UTC"},
 		{"extra_float_digits", "1"},
+		{"exit_on_error", "off"},
 		{"bytea_output", "hex"},
 		{"statement_timeout", "0"},
 		{"lock_timeout", "0"},
