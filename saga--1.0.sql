@@ -1243,6 +1243,95 @@ COMMENT ON FUNCTION saga.upkeep()
 IS 'Remove ended sagas past their retention, drop log partitions nobody needs, make those to come';
 
 -- ---------------------------------------------------------------------------
+-- Projections: read models kept from the WAL.  Their storage is in schema
+-- saga_data, owned by each projection's owner, and not part of the extension,
+-- so that a dump has it.
+
+CREATE SCHEMA saga_data;
+COMMENT ON SCHEMA saga_data IS 'Storage of the projections of saga; written by the projector only';
+REVOKE ALL ON SCHEMA saga_data FROM PUBLIC;
+GRANT USAGE ON SCHEMA saga_data TO saga_user;
+
+-- Where the projector stands: one row, written with the contents it describes.
+CREATE TABLE saga.feed (
+    only_one    boolean PRIMARY KEY DEFAULT true CHECK (only_one),
+    slot        text,
+    identity    text NOT NULL DEFAULT '',
+    timeline    integer NOT NULL DEFAULT 0,
+    snapshot    pg_snapshot,
+    position    pg_lsn NOT NULL DEFAULT '0/0',
+    at          timestamptz,
+    batches     bigint NOT NULL DEFAULT 0
+) WITH (fillfactor = 10);
+COMMENT ON TABLE saga.feed IS 'The snapshot and the position that all followed projections stand at';
+COMMENT ON COLUMN saga.feed.only_one IS 'There is one row';
+COMMENT ON COLUMN saga.feed.slot IS 'Name of the replication slot';
+COMMENT ON COLUMN saga.feed.identity IS 'Random; made anew with the slot, and kept by every projection filled under it';
+COMMENT ON COLUMN saga.feed.timeline IS 'Timeline the slot was made on';
+COMMENT ON COLUMN saga.feed.snapshot IS 'Transactions visible in it are in the contents';
+COMMENT ON COLUMN saga.feed.position IS 'All commits before this position of the WAL are in the contents';
+COMMENT ON COLUMN saga.feed.at IS 'When the snapshot was taken';
+COMMENT ON COLUMN saga.feed.batches IS 'Batches applied since the slot was made';
+INSERT INTO saga.feed DEFAULT VALUES;
+
+-- State: filling (the view shows the live query), following, paused, parked
+-- (an error, or a change it cannot follow), rebuilding (old rows are shown).
+CREATE TABLE saga.projection (
+    id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    view         regclass NOT NULL UNIQUE,
+    owner        regrole NOT NULL,
+    query        text NOT NULL,
+    search_path  text NOT NULL,
+    consistency  text NOT NULL DEFAULT 'eventual' CHECK (consistency IN ('eventual', 'strict')),
+    key          text[],
+    indexes      text[] NOT NULL DEFAULT '{}',
+    max_lag      interval,
+    class        text NOT NULL,
+    shape        text NOT NULL,
+    state        text NOT NULL DEFAULT 'filling' CHECK (state IN ('filling', 'following', 'paused', 'parked', 'rebuilding')),
+    reason       text,
+    sqlstate     text,
+    since        timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    filled       boolean NOT NULL DEFAULT false,
+    stale        boolean NOT NULL DEFAULT false,
+    plain        boolean NOT NULL DEFAULT false,
+    identity     text NOT NULL DEFAULT '',
+    snapshot     pg_snapshot,
+    position     pg_lsn,
+    at           timestamptz,
+    fill         bigint NOT NULL DEFAULT 0,
+    created_at   timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+) WITH (fillfactor = 50);
+COMMENT ON TABLE saga.projection IS 'Projections; only the library writes them';
+COMMENT ON COLUMN saga.projection.id IS 'Names the storage tables';
+COMMENT ON COLUMN saga.projection.view IS 'The public view';
+COMMENT ON COLUMN saga.projection.owner IS 'Role whose rights upkeep has';
+COMMENT ON COLUMN saga.projection.query IS 'As given';
+COMMENT ON COLUMN saga.projection.search_path IS 'In force at creation, and when the query is parsed again';
+COMMENT ON COLUMN saga.projection.consistency IS 'eventual, or strict: readers wait for what was committed before';
+COMMENT ON COLUMN saga.projection.key IS 'Output columns to recompute by, if given';
+COMMENT ON COLUMN saga.projection.indexes IS 'Column lists of the indexes asked for';
+COMMENT ON COLUMN saga.projection.max_lag IS 'Age at which strict reads fail and freshness is reported as stale';
+COMMENT ON COLUMN saga.projection.class IS 'The dearest of the classes of its stages';
+COMMENT ON COLUMN saga.projection.shape IS 'Digest of the storage layout';
+COMMENT ON COLUMN saga.projection.state IS 'filling, following, paused, parked or rebuilding';
+COMMENT ON COLUMN saga.projection.reason IS 'Why it is paused, parked or being rebuilt';
+COMMENT ON COLUMN saga.projection.sqlstate IS 'Of the error that parked it';
+COMMENT ON COLUMN saga.projection.since IS 'When the state began';
+COMMENT ON COLUMN saga.projection.filled IS 'Storage holds the query at some snapshot; until then the view runs the query';
+COMMENT ON COLUMN saga.projection.stale IS 'Changes were lost for it: only a rebuild by difference brings it back';
+COMMENT ON COLUMN saga.projection.plain IS 'The view has been replaced by the one that reads storage alone';
+COMMENT ON COLUMN saga.projection.identity IS 'The feed it was filled under; another one means that changes are missing';
+COMMENT ON COLUMN saga.projection.snapshot IS 'Its own snapshot while it does not stand where the feed stands';
+COMMENT ON COLUMN saga.projection.position IS 'Its own position, likewise';
+COMMENT ON COLUMN saga.projection.at IS 'When its own snapshot was taken';
+COMMENT ON COLUMN saga.projection.fill IS 'Counts the fills and rebuilds asked for';
+COMMENT ON COLUMN saga.projection.created_at IS 'When it was created';
+
+SELECT pg_catalog.pg_extension_config_dump('saga.projection', '');
+SELECT pg_catalog.pg_extension_config_dump('saga.projection_id_seq', '');
+
+-- ---------------------------------------------------------------------------
 -- Rights.  Nothing to PUBLIC.
 
 REVOKE ALL ON ALL TABLES IN SCHEMA saga FROM PUBLIC;
