@@ -79,4 +79,20 @@
 	} while (0)
 #endif
 
+/* Columns of outdesc from those of indesc, NULL if they are the same. */
+#if PG_VERSION_NUM >= 160000
+#define saga_attrmap_by_name(indesc, outdesc) \
+	build_attrmap_by_name_if_req((indesc), (outdesc), true)
+#else
+#define saga_attrmap_by_name(indesc, outdesc) \
+	build_attrmap_by_name_if_req((indesc), (outdesc))
+#endif
+
+/* What a backend has set while its commit record may lack its clog entry. */
+#ifdef DELAY_CHKPT_IN_COMMIT
+#define SAGA_DELAY_COMMIT (DELAY_CHKPT_START | DELAY_CHKPT_IN_COMMIT)
+#else
+#define SAGA_DELAY_COMMIT DELAY_CHKPT_START
+#endif
+
 #endif							/* SAGA_COMPAT_H */
