@@ -30,6 +30,7 @@
 #include "compat.h"
 #include "coordinator.h"
 #include "guc.h"
+#include "projector.h"
 
 /* Locks of ours carry a field4 that no SQL function can produce. */
 #define SAGA_LOCK_CLASS		0x73616761

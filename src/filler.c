@@ -27,6 +27,7 @@
 #include "compat.h"
 #include "projection_define.h"
 #include "projector.h"
+#include "quarantine.h"
 #include "saga.h"
 #include "spi_util.h"
 
@@ -72,10 +73,12 @@ fill(int64 id)
 		(void) find_all_inheritors(((SagaSource *) lfirst(lc))->relid, AccessShareLock, NULL);
 	PushActiveSnapshot(GetTransactionSnapshot());
 	snapshot = DirectFunctionCall1(pg_current_snapshot, (Datum) 0);
+	saga_quarantine_enter(SAGA_LANE_FILLER, id);
 	if (p->filled)
 		saga_apply_diff(p->apply, &result);
 	else
 		saga_apply_fill(p->apply, &result);
+	saga_quarantine_leave(SAGA_LANE_FILLER);
 	replorigin_session_origin = DoNotReplicateId;
 	store(p, snapshot);
 	replorigin_session_origin = InvalidRepOriginId;
@@ -95,6 +98,7 @@ saga_filler_main(Datum main_arg)
 	(void) saga_worker_start(main_arg, false);
 	memcpy(&id, MyBgworkerEntry->bgw_extra, sizeof(id));
 	saga_set_init();
+	saga_quarantine_open();
 
 	if (!saga_worker_begin("loading projections"))
 		proc_exit(0);
@@ -116,6 +120,7 @@ saga_filler_main(Datum main_arg)
 
 		MemoryContextSwitchTo(context);
 		error = CopyErrorData();
+		saga_quarantine_leave(SAGA_LANE_FILLER);
 		replorigin_session_origin = InvalidRepOriginId;
 		if (saga_error_is_transient(error))
 			PG_RE_THROW();		/* the projector starts another one */

@@ -36,6 +36,7 @@
 #include "guc.h"
 #include "projector.h"
 #include "projection_define.h"
+#include "quarantine.h"
 #include "saga.h"
 #include "spi_util.h"
 
@@ -311,6 +312,23 @@ look_at_set(void)
 }
 
 /* ------------------------------------------------------------------ fills */
+
+/* A projection that has crashed its worker again and again is left alone. */
+static void
+quarantine(SagaLane lane)
+{
+	Oid			type = INT8OID;
+	Datum		id = Int64GetDatum(saga_quarantine_suspect(lane));
+
+	if (DatumGetInt64(id) == 0)
+		return;
+	begin("parking a projection");
+	(void) saga_spi_own("UPDATE saga.projection SET state = 'parked', stale = filled, snapshot = NULL, position = NULL, "
+						"reason = 'its upkeep crashed the server process several times in a row', sqlstate = '58000', "
+						"since = pg_catalog.clock_timestamp() WHERE id = $1",
+						1, &type, &id, NULL, NULL, NULL);
+	saga_worker_commit(true);
+}
 
 static bool
 filler_runs(void)
@@ -644,6 +662,9 @@ saga_projector_main(Datum main_arg)
 	shared->wanted = true;
 	before_shmem_exit(leave_shared, (Datum) 0);
 	saga_set_init();
+	saga_quarantine_open();
+	quarantine(SAGA_LANE_PROJECTOR);
+	quarantine(SAGA_LANE_FILLER);
 	open_feed();
 	pg_atomic_write_u64(&shared->position, row.position);
 	my_slot->ready = true;

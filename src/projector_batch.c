@@ -34,6 +34,7 @@
 
 #include "compat.h"
 #include "projector.h"
+#include "quarantine.h"
 #include "saga.h"
 #include "spi_util.h"
 
@@ -286,6 +287,7 @@ apply_one(SagaProjection *p, Deltas *d)
 	MemoryContextSwitchTo(caller);
 	PG_TRY();
 	{
+		saga_quarantine_enter(SAGA_LANE_PROJECTOR, p->id);
 		saga_apply_deltas(p->apply, deltas, recompute, &result);
 		MemoryContextSwitchTo(caller);
 		ReleaseCurrentSubTransaction();
@@ -298,6 +300,7 @@ apply_one(SagaProjection *p, Deltas *d)
 		RollbackAndReleaseCurrentSubTransaction();
 	}
 	PG_END_TRY();
+	saga_quarantine_leave(SAGA_LANE_PROJECTOR);
 	MemoryContextSwitchTo(caller);
 	CurrentResourceOwner = owner;
 	return error;
