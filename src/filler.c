@@ -106,7 +106,7 @@ saga_filler_main(Datum main_arg)
 	saga_worker_commit(true);
 	p = wanted(id);
 	if (p == NULL || p->program == NULL ||
-		(p->state != SAGA_FILLING && p->state != SAGA_REBUILDING))
+		(p->state != SAGA_P_FILLING && p->state != SAGA_P_REBUILDING))
 		proc_exit(0);
 
 	context = CurrentMemoryContext;
@@ -128,7 +128,7 @@ saga_filler_main(Datum main_arg)
 		saga_worker_abort();
 		if (!saga_worker_begin("parking a projection"))
 			proc_exit(0);
-		saga_set_state(p, SAGA_PARKED, p->filled, error->message,
+		saga_set_state(p, SAGA_P_PARKED, p->filled, error->message,
 					   saga_sqlstate_text(error->sqlerrcode));
 		saga_projector_wake_at_commit();
 		saga_worker_commit(true);

@@ -277,7 +277,7 @@ look_at_set(void)
 	{
 		SagaProjection *p = lfirst(lc);
 
-		if ((p->state == SAGA_FILLING || p->state == SAGA_REBUILDING) && !p->tracked)
+		if ((p->state == SAGA_P_FILLING || p->state == SAGA_P_REBUILDING) && !p->tracked)
 			to_track = true;
 	}
 	if (!to_track)
@@ -293,7 +293,7 @@ look_at_set(void)
 	{
 		SagaProjection *p = lfirst(lc);
 
-		if ((p->state == SAGA_FILLING || p->state == SAGA_REBUILDING) &&
+		if ((p->state == SAGA_P_FILLING || p->state == SAGA_P_REBUILDING) &&
 			!p->tracked && p->program != NULL)
 			register_fill(p);
 	}
@@ -382,7 +382,7 @@ start_fills(TimestampTz now)
 		bool		ready = true;
 		ListCell   *lx;
 
-		if ((p->state != SAGA_FILLING && p->state != SAGA_REBUILDING) ||
+		if ((p->state != SAGA_P_FILLING && p->state != SAGA_P_REBUILDING) ||
 			!p->tracked || p->program == NULL)
 			continue;
 		if (filler_runs() || now < filler_retry_at)
@@ -439,7 +439,7 @@ limit_lag(void)
 			begin("giving up a projection that lags");
 		any = true;
 		saga_set_snapshot(p, (Datum) 0, InvalidXLogRecPtr);
-		saga_set_state(p, p->state == SAGA_PAUSED ? SAGA_PAUSED : SAGA_PARKED, p->filled,
+		saga_set_state(p, p->state == SAGA_P_PAUSED ? SAGA_P_PAUSED : SAGA_P_PARKED, p->filled,
 					   "it held back more WAL than saga.max_slot_lag allows; "
 					   "saga.resume_projection() rebuilds it", "SGL01");
 	}
@@ -477,7 +477,7 @@ make_views_plain(TimestampTz now)
 	{
 		SagaProjection *p = lfirst(lc);
 
-		if (p->plain || !p->filled || p->state != SAGA_FOLLOWING || p->snapshot != (Datum) 0)
+		if (p->plain || !p->filled || p->state != SAGA_P_FOLLOWING || p->snapshot != (Datum) 0)
 			continue;
 		if (!TransactionIdIsValid(p->plain_after))
 		{
@@ -531,7 +531,7 @@ look_for_work(void)
 	{
 		SagaProjection *p = lfirst(lc);
 
-		if (p->state == SAGA_FOLLOWING && p->snapshot != (Datum) 0 && p->program != NULL)
+		if (p->state == SAGA_P_FOLLOWING && p->snapshot != (Datum) 0 && p->program != NULL)
 			need = Max(need, BATCH);
 	}
 	if (saga_projections_dirty)

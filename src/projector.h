@@ -20,11 +20,11 @@
 
 typedef enum SagaProjectionState
 {
-	SAGA_FILLING,				/* nothing to show yet */
-	SAGA_FOLLOWING,
-	SAGA_PAUSED,
-	SAGA_PARKED,
-	SAGA_REBUILDING,			/* old rows are shown meanwhile */
+	SAGA_P_FILLING,				/* nothing to show yet */
+	SAGA_P_FOLLOWING,
+	SAGA_P_PAUSED,
+	SAGA_P_PARKED,
+	SAGA_P_REBUILDING,			/* old rows are shown meanwhile */
 } SagaProjectionState;
 
 /*

@@ -86,7 +86,7 @@ look_at_sources(List *truncated)
 		bool		shape = false;
 		bool		rewritten = false;
 
-		if (p->program == NULL || (p->state == SAGA_PARKED && p->stale))
+		if (p->program == NULL || (p->state == SAGA_P_PARKED && p->stale))
 			continue;
 		for (int i = 0; i < list_length(p->program->sources); i++)
 		{
@@ -108,7 +108,7 @@ look_at_sources(List *truncated)
 		if ((shape || rewritten) && p->filled)
 		{
 			saga_set_snapshot(p, (Datum) 0, InvalidXLogRecPtr);
-			saga_set_state(p, SAGA_REBUILDING, true,
+			saga_set_state(p, SAGA_P_REBUILDING, true,
 						   shape ? "a source was altered" : "a source was rewritten",
 						   NULL);
 			p->tracked = false;
@@ -335,7 +335,7 @@ park(SagaProjection *p, const ErrorData *error, const SagaFeedRow *row)
 				 errcontext("%s", error->context)));
 	if (p->snapshot == (Datum) 0)
 		saga_set_snapshot(p, row->snapshot, row->position);
-	saga_set_state(p, SAGA_PARKED, false, reason,
+	saga_set_state(p, SAGA_P_PARKED, false, reason,
 				   saga_sqlstate_text(error->sqlerrcode));
 }
 
@@ -343,14 +343,14 @@ park(SagaProjection *p, const ErrorData *error, const SagaFeedRow *row)
 static bool
 is_joined(const SagaProjection *p)
 {
-	return p->state == SAGA_FOLLOWING && p->snapshot == (Datum) 0 &&
+	return p->state == SAGA_P_FOLLOWING && p->snapshot == (Datum) 0 &&
 		p->program != NULL && !p->stale;
 }
 
 static bool
 is_joining(const SagaProjection *p)
 {
-	return p->state == SAGA_FOLLOWING && p->snapshot != (Datum) 0 &&
+	return p->state == SAGA_P_FOLLOWING && p->snapshot != (Datum) 0 &&
 		p->program != NULL && !p->stale;
 }
 

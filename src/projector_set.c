@@ -42,11 +42,11 @@ static HTAB *tracked = NULL;
 static MemoryContext track_context = NULL;
 
 static const char *const state_names[] = {
-	[SAGA_FILLING] = "filling",
-	[SAGA_FOLLOWING] = "following",
-	[SAGA_PAUSED] = "paused",
-	[SAGA_PARKED] = "parked",
-	[SAGA_REBUILDING] = "rebuilding",
+	[SAGA_P_FILLING] = "filling",
+	[SAGA_P_FOLLOWING] = "following",
+	[SAGA_P_PAUSED] = "paused",
+	[SAGA_P_PARKED] = "parked",
+	[SAGA_P_REBUILDING] = "rebuilding",
 };
 
 static SagaProjectionState
@@ -217,13 +217,13 @@ saga_set_build(SagaProjection *p)
 
 	if (error)
 	{
-		saga_set_state(p, SAGA_PARKED, true, error->message,
+		saga_set_state(p, SAGA_P_PARKED, true, error->message,
 					   saga_sqlstate_text(error->sqlerrcode));
 		return false;
 	}
 	if (p->filled && strcmp(p->shape, p->program->shape) != 0)
 	{
-		saga_set_state(p, SAGA_PARKED, true,
+		saga_set_state(p, SAGA_P_PARKED, true,
 					   "a source was changed so that the query has other columns or types; "
 					   "call saga.replace_projection()", NULL);
 		p->program = NULL;
@@ -384,7 +384,7 @@ load(int64 only)
 		SagaProjection *p = lfirst(lc);
 
 		/* one that is parked as stale has nothing to be done for it */
-		if (p->program == NULL && !(p->state == SAGA_PARKED && p->stale))
+		if (p->program == NULL && !(p->state == SAGA_P_PARKED && p->stale))
 			(void) saga_set_build(p);
 	}
 }
@@ -423,7 +423,7 @@ saga_set_state(SagaProjection *p, SagaProjectionState state, bool stale,
 	p->state = state;
 	p->stale = stale;
 	p->filler_started = false;
-	if (state == SAGA_PARKED)
+	if (state == SAGA_P_PARKED)
 		ereport(LOG,
 				(errmsg("projection %s is parked: %s", p->name, reason)));
 }
@@ -493,7 +493,7 @@ track_table(Oid relid, const SagaSource *source)
 static bool
 needs_changes(const SagaProjection *p)
 {
-	return p->program != NULL && !(p->state == SAGA_PARKED && p->stale);
+	return p->program != NULL && !(p->state == SAGA_P_PARKED && p->stale);
 }
 
 static bool
@@ -643,7 +643,7 @@ saga_projection_reads(const SagaProjection *p, List *relids)
 bool
 saga_projection_keeps(const SagaProjection *p, SagaFeedTxn *txn)
 {
-	bool		filling = p->state == SAGA_FILLING || p->state == SAGA_REBUILDING;
+	bool		filling = p->state == SAGA_P_FILLING || p->state == SAGA_P_REBUILDING;
 
 	if (!needs_changes(p) || (!filling && p->snapshot == (Datum) 0))
 		return false;
