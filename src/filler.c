@@ -25,7 +25,7 @@
 #include "utils/snapmgr.h"
 
 #include "compat.h"
-#include "projection_define.h"
+#include "projection_view.h"
 #include "projector.h"
 #include "quarantine.h"
 #include "saga.h"
@@ -48,7 +48,8 @@ store(SagaProjection *p, Datum snapshot)
 	Oid			types[2] = {INT8OID, PG_SNAPSHOTOID};
 	Datum		values[2] = {Int64GetDatum(p->id), snapshot};
 
-	(void) saga_spi_own("UPDATE saga.projection p SET state = 'following', filled = true, stale = false, "
+	(void) saga_spi_own("UPDATE saga.projection p SET state = CASE WHEN p.state IN ('filling', 'rebuilding') THEN 'following' ELSE p.state END, "
+						"filled = true, stale = false, "
 						"reason = NULL, sqlstate = NULL, snapshot = $2, position = f.position, at = pg_catalog.now(), "
 						"identity = f.identity, since = pg_catalog.clock_timestamp() FROM saga.feed f WHERE p.id = $1",
 						2, types, values, NULL, NULL, NULL);
@@ -82,10 +83,29 @@ fill(int64 id)
 	replorigin_session_origin = DoNotReplicateId;
 	store(p, snapshot);
 	replorigin_session_origin = InvalidRepOriginId;
-	saga_projection_filled(p->id);
 	saga_projector_wake_at_commit();
 	PopActiveSnapshot();
 	saga_worker_leave(true);
+}
+
+/* One that replaces another takes its place now, or when it can be locked. */
+static void
+take_place(int64 id)
+{
+	bool		done = false;
+
+	while (!done)
+	{
+		if (!saga_worker_begin("replacing a projection"))
+			proc_exit(0);
+		done = saga_projection_filled(id);
+		saga_worker_commit(true);
+		if (!done)
+			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+							 1000, saga_wait_event("SagaFillerMain"));
+		ResetLatch(MyLatch);
+		saga_worker_interrupts();
+	}
 }
 
 void
@@ -113,6 +133,7 @@ saga_filler_main(Datum main_arg)
 	PG_TRY();
 	{
 		fill(id);
+		take_place(id);
 	}
 	PG_CATCH();
 	{

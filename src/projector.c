@@ -13,6 +13,7 @@
  */
 #include "postgres.h"
 
+#include "access/table.h"
 #include "access/transam.h"
 #include "access/xact.h"
 #include "access/xlog.h"
@@ -35,7 +36,8 @@
 #include "compat.h"
 #include "guc.h"
 #include "projector.h"
-#include "projection_define.h"
+#include "projection_stat.h"
+#include "projection_view.h"
 #include "quarantine.h"
 #include "saga.h"
 #include "spi_util.h"
@@ -208,30 +210,19 @@ open_feed(void)
 /* ------------------------------------------------------------- the set */
 
 /*
- * Sessions only ask; the row of a projection that follows is changed here, so
- * that the snapshot it gets is the one its contents have.
+ * Sessions set a state; which snapshot goes with it is for us to say, since a
+ * batch may have been under way.  A row without a snapshot of its own stands
+ * where the feed stands.
  */
 static void
-grant_wishes(void)
+settle_states(void)
 {
-	/* it stands where the feed stands, and stays there */
-	saga_spi_own("UPDATE saga.projection p SET state = 'paused', wish = NULL, reason = 'paused by an operator', "
-				 "snapshot = coalesce(p.snapshot, f.snapshot), position = coalesce(p.position, f.position), "
-				 "at = coalesce(p.at, f.at), since = pg_catalog.clock_timestamp() "
-				 "FROM saga.feed f WHERE p.wish = 'pause' AND p.state = 'following'",
+	saga_spi_own("UPDATE saga.projection p SET snapshot = f.snapshot, position = f.position, at = f.at "
+				 "FROM saga.feed f WHERE p.snapshot IS NULL AND p.state IN ('paused', 'parked') "
+				 "AND p.filled AND NOT p.stale",
 				 0, NULL, NULL, NULL, NULL, NULL);
-	saga_spi_own("UPDATE saga.projection SET wish = NULL, sqlstate = NULL, reason = NULL, "
-				 "state = CASE WHEN NOT filled THEN 'filling' WHEN stale THEN 'rebuilding' ELSE 'following' END, "
-				 "fill = fill + 1, since = pg_catalog.clock_timestamp() "
-				 "WHERE wish = 'resume' AND state IN ('paused', 'parked')",
-				 0, NULL, NULL, NULL, NULL, NULL);
-	saga_spi_own("UPDATE saga.projection SET wish = NULL, sqlstate = NULL, reason = 'asked for by an operator', "
-				 "state = CASE WHEN filled THEN 'rebuilding' ELSE 'filling' END, stale = filled, "
-				 "snapshot = NULL, position = NULL, fill = fill + 1, since = pg_catalog.clock_timestamp() "
-				 "WHERE wish = 'rebuild'",
-				 0, NULL, NULL, NULL, NULL, NULL);
-	saga_spi_own("UPDATE saga.projection SET wish = NULL WHERE wish IS NOT NULL AND NOT "
-				 "(wish = 'pause' AND state IN ('filling', 'rebuilding'))",
+	saga_spi_own("UPDATE saga.projection SET stale = true, snapshot = NULL, position = NULL "
+				 "WHERE state = 'rebuilding' AND NOT stale",
 				 0, NULL, NULL, NULL, NULL, NULL);
 }
 
@@ -286,8 +277,8 @@ look_at_set(void)
 	loaded = true;
 	batch_asked = true;
 	begin("loading projections");
-	saga_projection_sweep();
-	grant_wishes();
+	(void) saga_projection_sweep();
+	settle_states();
 	saga_set_load(feed);
 	foreach(lc, saga_projections)
 	{
@@ -461,6 +452,23 @@ limit_lag(void)
 	}
 }
 
+/* Has every snapshot ended that could see less than this transaction did? */
+static bool
+horizon_passed(TransactionId xid)
+{
+	Relation	rel;
+	TransactionId horizon;
+
+	begin("looking at the oldest snapshot");
+	rel = table_open(saga_relation_oid("projection"), AccessShareLock);
+	PopActiveSnapshot();
+	horizon = GetOldestNonRemovableTransactionId(rel);
+	PushActiveSnapshot(GetTransactionSnapshot());
+	table_close(rel, AccessShareLock);
+	saga_worker_commit(false);
+	return TransactionIdFollowsOrEquals(horizon, xid);
+}
+
 /*
  * A view that still asks whether its storage is filled is replaced by one that
  * does not, once no snapshot is left that could be older than the contents.
@@ -484,8 +492,12 @@ make_views_plain(TimestampTz now)
 			p->plain_after = ReadNextTransactionId();
 			continue;
 		}
-		if (saga_projection_make_plain(p->id, p->plain_after))
-			p->plain = true;
+		if (horizon_passed(p->plain_after))
+		{
+			begin("replacing a view");
+			p->plain = saga_projection_make_plain(p->id);
+			saga_worker_commit(false);
+		}
 	}
 }
 

@@ -33,6 +33,7 @@
 #include "utils/snapmgr.h"
 
 #include "compat.h"
+#include "projection_stat.h"
 #include "projector.h"
 #include "quarantine.h"
 #include "saga.h"
@@ -424,42 +425,33 @@ store_position(SagaFeedRow *row, Datum snapshot, XLogRecPtr position)
 				 2, types, values, NULL, NULL, NULL);
 }
 
-/* Requests for a comparison, answered under S with this batch's contents. */
+/*
+ * Requests for a comparison, answered under S with this batch's contents.  One
+ * whose projection does not stand here is asked for again by the session.
+ */
 static void
-answer_checks(void)
+answer_checks(XLogRecPtr position)
 {
-	SPITupleTable *table;
-	uint64		n;
+	SagaCheckTicket ticket;
 
-	if (SPI_execute("SELECT id, projection FROM saga.projection_check WHERE checked_at IS NULL ORDER BY id",
-					true, 0) != SPI_OK_SELECT)
-		elog(ERROR, "could not read requests for checks");
-	table = SPI_tuptable;
-	n = SPI_processed;
-	for (uint64 i = 0; i < n; i++)
+	while (saga_check_take(&ticket))
 	{
-		bool		isnull;
-		int64		id = DatumGetInt64(SPI_getbinval(table->vals[i], table->tupdesc, 1, &isnull));
-		int64		projection = DatumGetInt64(SPI_getbinval(table->vals[i], table->tupdesc, 2, &isnull));
 		SagaProjection *p = NULL;
-		ListCell   *lc;
 		int64		missing = 0;
 		int64		extra = 0;
-		Oid			types[3] = {INT8OID, INT8OID, INT8OID};
-		Datum		values[3];
+		ListCell   *lc;
 
 		foreach(lc, saga_projections)
-			if (((SagaProjection *) lfirst(lc))->id == projection)
+			if (((SagaProjection *) lfirst(lc))->id == ticket.id)
 				p = lfirst(lc);
 		if (p == NULL || !is_joined(p))
-			continue;			/* answered once it follows again */
+		{
+			saga_check_answer(&ticket, 0, 0, position, GetCurrentTimestamp(),
+							  "the projection is not being followed");
+			continue;
+		}
 		saga_apply_check(p->apply, &missing, &extra);
-		values[0] = Int64GetDatum(id);
-		values[1] = Int64GetDatum(missing);
-		values[2] = Int64GetDatum(extra);
-		saga_spi_own("UPDATE saga.projection_check SET checked_at = pg_catalog.clock_timestamp(), "
-					 "missing = $2, extra = $3 WHERE id = $1",
-					 3, types, values, NULL, NULL, NULL);
+		saga_check_answer(&ticket, missing, extra, position, GetCurrentTimestamp(), NULL);
 	}
 }
 
@@ -537,7 +529,7 @@ run_batch(SagaFeed *feed, SagaFeedRow *row, Datum *snapshot, XLogRecPtr *positio
 	replorigin_session_origin = DoNotReplicateId;
 	store_position(row, *snapshot, *position);
 	replorigin_session_origin = InvalidRepOriginId;
-	answer_checks();
+	answer_checks(*position);
 	SPI_finish();
 	PopActiveSnapshot();
 	at_step("stored");
