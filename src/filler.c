@@ -25,6 +25,7 @@
 #include "utils/snapmgr.h"
 
 #include "compat.h"
+#include "projection_stat.h"
 #include "projection_view.h"
 #include "projector.h"
 #include "quarantine.h"
@@ -74,12 +75,15 @@ fill(int64 id)
 		(void) find_all_inheritors(((SagaSource *) lfirst(lc))->relid, AccessShareLock, NULL);
 	PushActiveSnapshot(GetTransactionSnapshot());
 	snapshot = DirectFunctionCall1(pg_current_snapshot, (Datum) 0);
+	saga_projection_phase(id, p->filled ? SAGA_PHASE_COMPARING : SAGA_PHASE_FILLING,
+						  list_length(p->program->stages));
 	saga_quarantine_enter(SAGA_LANE_FILLER, id);
 	if (p->filled)
 		saga_apply_diff(p->apply, &result);
 	else
 		saga_apply_fill(p->apply, &result);
 	saga_quarantine_leave(SAGA_LANE_FILLER);
+	saga_projection_phase(id, SAGA_PHASE_CATCHING_UP, 0);
 	replorigin_session_origin = DoNotReplicateId;
 	store(p, snapshot);
 	replorigin_session_origin = InvalidRepOriginId;

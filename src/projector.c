@@ -254,7 +254,7 @@ register_fill(SagaProjection *p)
 			p->committing = lappend_oid(p->committing, (Oid) snapshot->xip[i]);
 	MemoryContextSwitchTo(old);
 	p->tracked = true;
-	p->filler_started = false;
+	saga_projection_phase(p->id, SAGA_PHASE_WAITING, list_length(p->committing));
 }
 
 static void
@@ -384,8 +384,8 @@ start_fills(TimestampTz now)
 		foreach(lx, p->committing)
 			if (TransactionIdIsInProgress((TransactionId) lfirst_oid(lx)))
 				ready = false;
-		if (ready && start_filler(p))
-			p->filler_started = true;
+		if (ready)
+			(void) start_filler(p);
 		filler_retry_at = now + 500 * INT64CONST(1000);
 		wait = Max(wait, 100);
 	}

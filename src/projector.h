@@ -59,7 +59,6 @@ typedef struct SagaProjection
 	/* a fill to come: what has to end before its snapshot can be taken */
 	bool		tracked;		/* decoding copies its tables */
 	List	   *committing;		/* transaction ids, in a list of OIDs */
-	bool		filler_started;
 	TransactionId plain_after;	/* the view may be made plain when no older
 								 * snapshot is left; Invalid: not known yet */
 } SagaProjection;

@@ -269,6 +269,7 @@ apply_one(SagaProjection *p, Deltas *d)
 	List	   *volatile deltas = NIL;
 	Bitmapset  *volatile recompute = NULL;
 	SagaApplyResult result = {0};
+	TimestampTz began = GetCurrentTimestamp();
 
 	for (int i = 0; i < list_length(p->program->sources); i++)
 	{
@@ -292,6 +293,9 @@ apply_one(SagaProjection *p, Deltas *d)
 		saga_apply_deltas(p->apply, deltas, recompute, &result);
 		MemoryContextSwitchTo(caller);
 		ReleaseCurrentSubTransaction();
+		saga_projection_count(p->id, result.statements, result.rows_in,
+							  result.rows_out, recompute != NULL,
+							  GetCurrentTimestamp() - began);
 	}
 	PG_CATCH();
 	{
@@ -409,6 +413,7 @@ bring_forward(SagaFeed *feed, List *projections, Datum from, Datum to,
 		{
 			saga_set_snapshot(p, (Datum) 0, InvalidXLogRecPtr);
 			p->plain_after = InvalidTransactionId;
+			saga_projection_phase(p->id, SAGA_PHASE_NONE, 0);
 		}
 	}
 }

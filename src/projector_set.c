@@ -330,7 +330,7 @@ read_row(SagaProjection *p, HeapTuple row)
 		p->name = "(dropped)";
 	if (fill != p->fill || p->state != was)
 	{
-		p->filler_started = false;
+		p->tracked = false;
 		p->plain_after = InvalidTransactionId;
 	}
 	p->fill = fill;
@@ -422,7 +422,6 @@ saga_set_state(SagaProjection *p, SagaProjectionState state, bool stale,
 				 5, types, values, nulls, NULL, NULL);
 	p->state = state;
 	p->stale = stale;
-	p->filler_started = false;
 	if (state == SAGA_P_PARKED)
 		ereport(LOG,
 				(errmsg("projection %s is parked: %s", p->name, reason)));
