@@ -93,6 +93,42 @@
 #define SAGA_DELAY_COMMIT (DELAY_CHKPT_START | DELAY_CHKPT_IN_COMMIT)
 #else
 #define SAGA_DELAY_COMMIT DELAY_CHKPT_START
+/* Replication slots; these names are used by feed.c only, with its includes. */
+#if PG_VERSION_NUM >= 170000
+#define saga_slot_create(name) \
+	ReplicationSlotCreate((name), true, RS_EPHEMERAL, false, false, false)
+#else
+#define saga_slot_create(name) \
+	ReplicationSlotCreate((name), true, RS_EPHEMERAL, false)
+#endif
+
+#if PG_VERSION_NUM >= 180000
+#define saga_slot_acquire(name) ReplicationSlotAcquire((name), false, true)
+#else
+#define saga_slot_acquire(name) ReplicationSlotAcquire((name), false)
+#endif
+
+#if PG_VERSION_NUM >= 160000
+#define saga_slot_invalidated(slot) ((slot)->data.invalidated != RS_INVAL_NONE)
+#else
+#define saga_slot_invalidated(slot) \
+	XLogRecPtrIsInvalid((slot)->data.restart_lsn)
+#endif
+
+/* A message of no transaction; the caller flushes. */
+#if PG_VERSION_NUM >= 170000
+#define saga_log_message(prefix, message, size) \
+	LogLogicalMessage((prefix), (message), (size), false, false)
+#else
+#define saga_log_message(prefix, message, size) \
+	LogLogicalMessage((prefix), (message), (size), false)
+#endif
+
+/* The tuple of a decoded change, or NULL. */
+#if PG_VERSION_NUM >= 170000
+#define saga_change_tuple(buffer) (buffer)
+#else
+#define saga_change_tuple(buffer) ((buffer) ? &(buffer)->tuple : NULL)
 #endif
 
 #endif							/* SAGA_COMPAT_H */
