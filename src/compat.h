@@ -79,4 +79,13 @@
 	} while (0)
 #endif
 
+/* Room before a tuple can be asked for since 18. (Needs htup_details.h.) */
+#if PG_VERSION_NUM >= 180000
+#define saga_form_minimal_tuple(desc, values, nulls) \
+	heap_form_minimal_tuple(desc, values, nulls, 0)
+#else
+#define saga_form_minimal_tuple(desc, values, nulls) \
+	heap_form_minimal_tuple(desc, values, nulls)
+#endif
+
 #endif							/* SAGA_COMPAT_H */
