@@ -17,6 +17,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "common/hashfn.h"
 #include "executor/spi.h"
 #include "lib/ilist.h"
 #include "lib/stringinfo.h"
@@ -44,12 +45,12 @@ typedef enum ApplyMode
 	APPLY_DIFF,
 } ApplyMode;
 
-/* A plan, good for named tuplestores of about these sizes. */
+/* A plan, good for named tuplestores of these shapes. */
 typedef struct ApplyPlan
 {
 	dlist_node	node;			/* in apply->plans, last used first */
 	struct ApplyStatement *statement;
-	char	   *sizes;			/* a digit for each of statement->uses */
+	char	   *shapes;			/* of statement->uses, in that order */
 	SPIPlanPtr	plan;
 } ApplyPlan;
 
@@ -87,6 +88,7 @@ typedef struct ApplyRows
 {
 	EphemeralNamedRelationData enr;
 	int64		rows;
+	uint32		layout;			/* digest of the types of its columns */
 	bool		ours;			/* captured: ends with the run */
 } ApplyRows;
 
@@ -122,7 +124,7 @@ forget_plan(SagaApply *apply, ApplyPlan *plan)
 	apply->nplans--;
 	plan->statement->plans = list_delete_ptr(plan->statement->plans, plan);
 	SPI_freeplan(plan->plan);
-	pfree(plan->sizes);
+	pfree(plan->shapes);
 	pfree(plan);
 }
 
@@ -179,6 +181,9 @@ name_rows(ApplyRun *run, const char *name, TupleDesc desc,
 	rows->enr.md.enrtuples = count;
 	rows->enr.reldata = store;
 	rows->rows = count;
+	for (int i = 0; i < desc->natts; i++)
+		rows->layout = hash_combine(rows->layout,
+									TupleDescAttr(desc, i)->atttypid);
 	rows->ours = ours;
 	rc = SPI_register_relation(&rows->enr);
 	if (rc != SPI_OK_REL_REGISTER)
@@ -299,24 +304,30 @@ analyse_uses(SagaApply *apply, ApplyStatement *statement, SPIPlanPtr plan)
 	MemoryContextSwitchTo(old);
 }
 
-/* Decimal digits of the number of rows, one character for each. */
+/*
+ * What a plan depends on: the number of rows, by its decimal digits, and the
+ * types of the columns, which differ when another statement captures under
+ * the same name.
+ */
 static char *
-sizes_now(ApplyRun *run, ApplyStatement *statement)
+shapes_now(ApplyRun *run, ApplyStatement *statement)
 {
-	StringInfoData sizes;
+	StringInfoData shapes;
 	ListCell   *lc;
 
-	initStringInfo(&sizes);
+	initStringInfo(&shapes);
 	foreach(lc, statement->uses)
 	{
 		ApplyRows  *rows = find_rows(run, lfirst(lc));
 		int			digits = 0;
 
-		for (int64 n = rows ? rows->rows : 0; n > 0; n /= 10)
+		if (rows == NULL)
+			continue;
+		for (int64 n = rows->rows; n > 0; n /= 10)
 			digits++;
-		appendStringInfoChar(&sizes, 'a' + digits);
+		appendStringInfo(&shapes, "%x%c", rows->layout, 'a' + digits);
 	}
-	return sizes.data;
+	return shapes.data;
 }
 
 static SPIPlanPtr
@@ -336,12 +347,12 @@ plan_of(ApplyRun *run, ApplyStatement *statement)
 	}
 	else
 	{
-		char	   *sizes = sizes_now(run, statement);
+		char	   *shapes = shapes_now(run, statement);
 
 		foreach(lc, statement->plans)
 		{
 			plan = lfirst(lc);
-			if (strcmp(plan->sizes, sizes) == 0)
+			if (strcmp(plan->shapes, shapes) == 0)
 			{
 				dlist_move_head(&apply->plans, &plan->node);
 				return plan->plan;
@@ -358,7 +369,7 @@ plan_of(ApplyRun *run, ApplyStatement *statement)
 	old = MemoryContextSwitchTo(apply->context);
 	plan = palloc0(sizeof(ApplyPlan));
 	plan->statement = statement;
-	plan->sizes = sizes_now(run, statement);
+	plan->shapes = shapes_now(run, statement);
 	statement->plans = lappend(statement->plans, plan);
 	MemoryContextSwitchTo(old);
 	SPI_keepplan(prepared);
