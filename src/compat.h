@@ -93,6 +93,8 @@
 #define SAGA_DELAY_COMMIT (DELAY_CHKPT_START | DELAY_CHKPT_IN_COMMIT)
 #else
 #define SAGA_DELAY_COMMIT DELAY_CHKPT_START
+#endif
+
 /* Replication slots; these names are used by feed.c only, with its includes. */
 #if PG_VERSION_NUM >= 170000
 #define saga_slot_create(name) \
@@ -129,6 +131,15 @@
 #define saga_change_tuple(buffer) (buffer)
 #else
 #define saga_change_tuple(buffer) ((buffer) ? &(buffer)->tuple : NULL)
+#endif
+
+/* Room before a tuple can be asked for since 18. (Needs htup_details.h.) */
+#if PG_VERSION_NUM >= 180000
+#define saga_form_minimal_tuple(desc, values, nulls) \
+	heap_form_minimal_tuple(desc, values, nulls, 0)
+#else
+#define saga_form_minimal_tuple(desc, values, nulls) \
+	heap_form_minimal_tuple(desc, values, nulls)
 #endif
 
 #endif							/* SAGA_COMPAT_H */
