@@ -88,13 +88,6 @@
 	build_attrmap_by_name_if_req((indesc), (outdesc))
 #endif
 
-/* What a backend has set while its commit record may lack its clog entry. */
-#ifdef DELAY_CHKPT_IN_COMMIT
-#define SAGA_DELAY_COMMIT (DELAY_CHKPT_START | DELAY_CHKPT_IN_COMMIT)
-#else
-#define SAGA_DELAY_COMMIT DELAY_CHKPT_START
-#endif
-
 /* Replication slots; these names are used by feed.c only, with its includes. */
 #if PG_VERSION_NUM >= 170000
 #define saga_slot_create(name) \

@@ -228,33 +228,31 @@ settle_states(void)
 
 /*
  * A projection that is to be filled: from here on its changes are kept.  Its
- * snapshot may be taken when all that committed before, unseen by us, is
- * visible: those that have a commit record but are still in the way of other
- * snapshots.
+ * snapshot may be taken when all that was decoded before is visible.
  */
 static void
 register_fill(SagaProjection *p)
 {
-	VirtualTransactionId *vxids;
-	int			nvxids;
-	Snapshot	snapshot;
-	MemoryContext old;
-
-	vxids = GetVirtualXIDsDelayingChkpt(&nvxids, SAGA_DELAY_COMMIT);
-	while (nvxids > 0 && HaveVirtualXIDsDelayingChkpt(vxids, nvxids, SAGA_DELAY_COMMIT))
-	{
-		CHECK_FOR_INTERRUPTS();
-		pg_usleep(1000);
-	}
-	snapshot = GetLatestSnapshot();
-	old = MemoryContextSwitchTo(p->context);
-	p->committing = NIL;
-	for (uint32 i = 0; i < snapshot->xcnt; i++)
-		if (TransactionIdDidCommit(snapshot->xip[i]))
-			p->committing = lappend_oid(p->committing, (Oid) snapshot->xip[i]);
-	MemoryContextSwitchTo(old);
 	p->tracked = true;
-	saga_projection_phase(p->id, SAGA_PHASE_WAITING, list_length(p->committing));
+	p->first = saga_set_first;
+	saga_projection_phase(p->id, SAGA_PHASE_WAITING, 1);
+}
+
+static bool
+may_be_filled(const SagaProjection *p)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &feed->txns)
+	{
+		SagaFeedTxn *txn = dlist_container(SagaFeedTxn, node, iter.cur);
+
+		if (txn->number >= p->first)
+			break;
+		if (TransactionIdIsInProgress(XidFromFullTransactionId(txn->xid)))
+			return false;
+	}
+	return saga_feed_settled(feed);
 }
 
 static void
@@ -370,8 +368,6 @@ start_fills(TimestampTz now)
 	foreach(lc, saga_projections)
 	{
 		SagaProjection *p = lfirst(lc);
-		bool		ready = true;
-		ListCell   *lx;
 
 		if ((p->state != SAGA_P_FILLING && p->state != SAGA_P_REBUILDING) ||
 			!p->tracked || p->program == NULL)
@@ -381,10 +377,7 @@ start_fills(TimestampTz now)
 			wait = Max(wait, 100);
 			continue;
 		}
-		foreach(lx, p->committing)
-			if (TransactionIdIsInProgress((TransactionId) lfirst_oid(lx)))
-				ready = false;
-		if (ready)
+		if (may_be_filled(p))
 			(void) start_filler(p);
 		filler_retry_at = now + 500 * INT64CONST(1000);
 		wait = Max(wait, 100);

@@ -56,9 +56,9 @@ typedef struct SagaProjection
 	uint64	   *signatures;		/* of program->sources, when it was built */
 	uint64	   *files;			/* their files, likewise */
 
-	/* a fill to come: what has to end before its snapshot can be taken */
+	/* a fill to come */
 	bool		tracked;		/* decoding copies its tables */
-	List	   *committing;		/* transaction ids, in a list of OIDs */
+	uint64		first;			/* number of the first transaction kept for it */
 	TransactionId plain_after;	/* the view may be made plain when no older
 								 * snapshot is left; Invalid: not known yet */
 } SagaProjection;
@@ -92,6 +92,8 @@ extern void saga_set_load_one(int64 id);	/* in the filler */
 /* Build (again) the program; false and parked-with-reason if that fails. */
 extern bool saga_set_build(SagaProjection *p);
 extern void saga_set_track(SagaFeed *feed);
+extern uint64 saga_set_first;	/* the first transaction with all tables and
+								 * columns of now has this number or a later one */
 extern SagaTracked *saga_set_tracked(Oid relid);
 extern List *saga_set_tables(void); /* OIDs of all tables, ascending */
 

@@ -494,10 +494,8 @@ run_batch(SagaFeed *feed, SagaFeedRow *row, Datum *snapshot, XLogRecPtr *positio
 	fence = saga_feed_fence();
 	(void) saga_feed_decode(feed, fence, 0);
 	if (feed->invalidated)
-	{
-		InvalidateSystemCaches();
-		feed->invalidated = false;
-	}
+		saga_projections_dirty = true;
+	feed->invalidated = false;
 	at_step("decoded");
 
 	if (SPI_connect() != SPI_OK_CONNECT)

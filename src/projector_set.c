@@ -37,6 +37,7 @@
 
 List	   *saga_projections = NIL;
 bool		saga_projections_dirty = true;
+uint64		saga_set_first = 0;
 
 static HTAB *tracked = NULL;
 static MemoryContext track_context = NULL;
@@ -566,7 +567,12 @@ saga_set_track(SagaFeed *feed)
 	{
 		hash_seq_init(&seq, tracked);
 		while ((t = hash_seq_search(&seq)) != NULL)
-			saga_feed_track(feed, t->relid, t->desc, t->columns, t->all_columns);
+		{
+			uint64		first = saga_feed_track(feed, t->relid, t->desc,
+												t->columns, t->all_columns);
+
+			saga_set_first = Max(saga_set_first, first);
+		}
 		if (before)
 		{
 			hash_seq_init(&seq, before);
