@@ -105,7 +105,7 @@ sub some_rows
 {
     my ($self, $table) = @_;
     my ($first) = @{ $table->{columns} };
-    return 'true' if $table->{rows} < 100 && $self->chance(2);
+    return 'true' if $table->{rows} < 100 && $self->chance(1);
     my @key = grep { my $c = $_; grep { $_ eq $c->[0] } @{ $table->{key} } } @{ $table->{columns} };
     if (@key && $self->chance(60))
     {
@@ -126,7 +126,7 @@ sub statement
     my @columns = @{ $table->{columns} };
     my %is_key = map { $_ => 1 } @{ $table->{key} };
     my $kind = $self->int(100);
-    if ($kind < 30)
+    if ($kind < 40)
     {
         my $conflict = '';
         if (%is_key)
@@ -143,25 +143,25 @@ sub statement
         return "INSERT INTO $name (" . $self->names($table) . ') VALUES ' . join(', ', @rows) . "$conflict;\n";
     }
     my $where = $self->some_rows($table);
-    return "DELETE FROM $name WHERE $where;\n" if $kind < 52;
-    if ($kind < 60 && !%is_key)
+    return "DELETE FROM $name WHERE $where;\n" if $kind < 55;
+    if ($kind < 63 && !%is_key)
     {
         # the same rows once more
         return "INSERT INTO $name SELECT * FROM $name WHERE $where AND (SELECT count(*) FROM $name) < " . 2 * $table->{rows} . ";\n";
     }
-    if ($kind < 64 && %is_key)
+    if ($kind < 65 && %is_key)
     {
         my ($k) = grep { $is_key{ $_->[0] } } @columns;
         my $new = $self->literal($k->[1]);
         my $old = join ' AND ', map { "$_->[0] = " . $self->literal($_->[1]) } grep { $is_key{ $_->[0] } } @columns;
         return "UPDATE $name SET $k->[0] = $new WHERE $old AND NOT EXISTS (SELECT FROM $name WHERE $k->[0] = $new);\n";
     }
-    if ($kind < 67)
+    if ($kind < 68)
     {
         my $c = $self->pick(@columns);
         return "UPDATE $name SET $c->[0] = $c->[0] WHERE $where;\n";
     }
-    if ($kind < 68 && $table->{truncate} && $self->{truncate})
+    if ($kind < 69 && $table->{truncate} && $self->{truncate})
     {
         return "TRUNCATE $name;\n" . "INSERT INTO $name (" . $self->names($table) . ') VALUES '
           . join(', ', map { $self->row($table) } 1 .. 4) . (%is_key ? ' ON CONFLICT DO NOTHING' : '') . ";\n";
