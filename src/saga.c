@@ -14,6 +14,7 @@
 #include "utils/guc.h"
 
 #include "compat.h"
+#include "feed_shared.h"
 #include "guc.h"
 #include "saga.h"
 #include "server.h"
@@ -106,6 +107,7 @@ _PG_init(void)
 		return;
 
 	saga_shmem_request();
+	saga_feed_shared_init();
 
 	memset(&launcher, 0, sizeof(launcher));
 	launcher.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
