@@ -135,6 +135,4 @@ extern bool saga_batch(SagaFeed *feed, SagaFeedRow *row);
 /* Nobody's fault: to be tried again. */
 extern bool saga_error_is_transient(const ErrorData *error);
 
-extern int	saga_test_delay;	/* ms at each step of a batch */
-
 #endif							/* SAGA_PROJECTOR_H */
