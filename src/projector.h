@@ -116,6 +116,9 @@ extern const char *saga_sqlstate_text(int sqlerrcode);
 /* In coordinator 0, at its start: have a projector run if there is work. */
 extern void saga_projector_if_needed(void);
 
+/* ---- projector.c ---- */
+extern void saga_projector_leave(void) pg_attribute_noreturn();
+
 /* ---- projector_batch.c ---- */
 typedef struct SagaFeedRow
 {

@@ -22,7 +22,6 @@
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "replication/origin.h"
-#include "storage/ipc.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
@@ -595,7 +594,7 @@ saga_batch(SagaFeed *feed, SagaFeedRow *row)
 	PG_TRY();
 	{
 		if (!saga_worker_enter("applying a batch"))
-			proc_exit(0);
+			saga_projector_leave();
 		XactIsoLevel = XACT_REPEATABLE_READ;
 		MemoryContextSwitchTo(context);
 		run_batch(feed, row, &snapshot, &position);
