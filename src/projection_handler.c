@@ -545,11 +545,11 @@ call_for_all(Calls *calls)
 	SagaFeedChange change;
 	SagaUserSwitch save;
 
-	if ((handler->operations & (SAGA_HANDLES_UPDATE | SAGA_HANDLES_DELETE)) != 0 &&
-		concerns(handler, calls->txn->incomplete))
+	/* then no change of the table was copied, not even its inserts */
+	if (concerns(handler, calls->txn->incomplete))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("old rows are not in the WAL"),
+				 errmsg("the old row of an update or delete is not in the WAL"),
 				 errhint("Set REPLICA IDENTITY FULL for the table, then go past this transaction with saga.skip_handler_change().")));
 
 	saga_run_as_begin(handler->owner, handler->search_path, &save);
