@@ -105,6 +105,7 @@
 	} while (0)
 #else
 #define saga_flatten_group(query) ((void) 0)
+#endif
 
 /* Columns of outdesc from those of indesc, NULL if they are the same. */
 #if PG_VERSION_NUM >= 160000
