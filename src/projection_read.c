@@ -289,7 +289,7 @@ stand_of(const SagaProjectionRow *row, Snapshot snapshot, Stand *stand)
 
 		/* old, and yet of now, if nothing has changed since */
 		looked = last_looked(&position);
-		if (looked > feed.at && !row->stale && saga_feed_stand(NULL, &latest) &&
+		if (looked != 0 && looked > feed.at && !row->stale && saga_feed_stand(NULL, &latest) &&
 			latest.batches == feed.batches)
 		{
 			stand->at = looked;
