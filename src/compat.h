@@ -79,4 +79,60 @@
 	} while (0)
 #endif
 
+/* Columns of outdesc from those of indesc, NULL if they are the same. */
+#if PG_VERSION_NUM >= 160000
+#define saga_attrmap_by_name(indesc, outdesc) \
+	build_attrmap_by_name_if_req((indesc), (outdesc), true)
+#else
+#define saga_attrmap_by_name(indesc, outdesc) \
+	build_attrmap_by_name_if_req((indesc), (outdesc))
+#endif
+
+/* Replication slots; these names are used by feed.c only, with its includes. */
+#if PG_VERSION_NUM >= 170000
+#define saga_slot_create(name) \
+	ReplicationSlotCreate((name), true, RS_EPHEMERAL, false, false, false)
+#else
+#define saga_slot_create(name) \
+	ReplicationSlotCreate((name), true, RS_EPHEMERAL, false)
+#endif
+
+#if PG_VERSION_NUM >= 180000
+#define saga_slot_acquire(name) ReplicationSlotAcquire((name), false, true)
+#else
+#define saga_slot_acquire(name) ReplicationSlotAcquire((name), false)
+#endif
+
+#if PG_VERSION_NUM >= 160000
+#define saga_slot_invalidated(slot) ((slot)->data.invalidated != RS_INVAL_NONE)
+#else
+#define saga_slot_invalidated(slot) \
+	XLogRecPtrIsInvalid((slot)->data.restart_lsn)
+#endif
+
+/* A message of no transaction; the caller flushes. */
+#if PG_VERSION_NUM >= 170000
+#define saga_log_message(prefix, message, size) \
+	LogLogicalMessage((prefix), (message), (size), false, false)
+#else
+#define saga_log_message(prefix, message, size) \
+	LogLogicalMessage((prefix), (message), (size), false)
+#endif
+
+/* The tuple of a decoded change, or NULL. */
+#if PG_VERSION_NUM >= 170000
+#define saga_change_tuple(buffer) (buffer)
+#else
+#define saga_change_tuple(buffer) ((buffer) ? &(buffer)->tuple : NULL)
+#endif
+
+/* Room before a tuple can be asked for since 18. (Needs htup_details.h.) */
+#if PG_VERSION_NUM >= 180000
+#define saga_form_minimal_tuple(desc, values, nulls) \
+	heap_form_minimal_tuple(desc, values, nulls, 0)
+#else
+#define saga_form_minimal_tuple(desc, values, nulls) \
+	heap_form_minimal_tuple(desc, values, nulls)
+#endif
+
 #endif							/* SAGA_COMPAT_H */

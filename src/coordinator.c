@@ -30,6 +30,7 @@
 #include "compat.h"
 #include "coordinator.h"
 #include "guc.h"
+#include "projector.h"
 
 /* Locks of ours carry a field4 that no SQL function can produce. */
 #define SAGA_LOCK_CLASS		0x73616761
@@ -175,6 +176,8 @@ recover(void)
 	/* a saga whose end only an executor wrote is not among the live ones */
 	for (int i = 0; i < n; i++)
 		saga_arrive(&outcomes[i].key.saga_id, 0, 0);
+	if (me->number == 0)
+		saga_projector_if_needed();
 	saga_worker_commit(false);
 	MemoryContextReset(loop_context);
 }

@@ -39,9 +39,7 @@ typedef struct SagaFeedTxn
 	List	   *incomplete;		/* of Oid: an old image was missing, or the
 								 * tuple had another shape */
 	int			users;			/* for the worker: who still needs it */
-	struct SagaFeedChunk *first,
-			   *last;			/* private: changes in memory */
-	struct BufFile *spill;		/* private: or on disk */
+	struct SagaFeedBody *body;	/* private: where the changes are */
 } SagaFeedTxn;
 
 typedef enum SagaFeedOp
@@ -64,9 +62,13 @@ typedef struct SagaFeed
 {
 	dlist_head	txns;
 	int64		ntxns;
-	Size		memory;			/* of all transactions held, not spilled */
+	Size		memory;			/* changes of all transactions held, not spilled */
+	XLogRecPtr	start;			/* the slot's confirmed position when opened:
+								 * what committed before it never comes */
 	XLogRecPtr	decoded;		/* end of the last record decoded */
-	bool		invalidated;	/* DDL was decoded since the flag was cleared */
+	bool		invalidated;	/* the definition of a tracked table may have
+								 * changed (DDL, also ANALYZE) since the caller
+								 * cleared the flag; no cache is stale by it */
 	struct SagaFeedState *state;	/* private */
 } SagaFeed;
 
@@ -78,39 +80,73 @@ extern void saga_feed_slot_name(Name name); /* saga_<dboid> */
 extern bool saga_feed_slot_exists(void);
 extern void saga_feed_slot_create(void);	/* in a transaction without writes;
 											 * waits for running transactions */
-extern void saga_feed_slot_drop(bool missing_ok);
+extern void saga_feed_slot_drop(bool missing_ok);	/* closes the feed of this
+													 * process, if any */
 
 /* Why the slot cannot be used any more (invalidated, gone), or NULL. */
 extern const char *saga_feed_slot_fault(void);
 
-/* Acquire the slot and make the decoding context; inside a transaction. */
+/*
+ * Acquire the slot (waits for another holder) and make the decoding context;
+ * inside a transaction.  One per process.
+ */
 extern SagaFeed *saga_feed_open(void);
 
 /*
- * Which tables to copy, and which of their columns; replaces what was said
- * before for that table.  desc is the layout of the tuples handed out.
+ * Release slot, context and all transactions.  Needed after an error came out
+ * of saga_feed_decode(): the context is in an unknown state then, and refuses.
  */
-extern void saga_feed_track(SagaFeed *feed, Oid relid, TupleDesc desc,
-							Bitmapset *columns, bool all_columns);
+extern void saga_feed_close(SagaFeed *feed);
+
+/*
+ * Which tables to copy, and which of their columns (attribute numbers from 1);
+ * replaces what was said before for that table.  desc is the layout of the
+ * tuples handed out.  Returns the number of the first transaction that will be
+ * copied so: earlier ones lack columns that were not tracked then, and are
+ * marked incomplete if they no longer fit the layout.
+ */
+extern uint64 saga_feed_track(SagaFeed *feed, Oid relid, TupleDesc desc,
+							  Bitmapset *columns, bool all_columns);
 extern void saga_feed_untrack(SagaFeed *feed, Oid relid);
 
 /*
+ * Has every transaction that was decoded and not kept become visible to new
+ * snapshots?  A commit is in the WAL before it is visible (long before, with
+ * synchronous standbys), so who fills a projection must, after tracking its
+ * tables, see true here once before taking the snapshot to fill under: else
+ * the changes of such a transaction are neither in it nor in feed->txns.
+ */
+extern bool saga_feed_settled(SagaFeed *feed);
+
+/*
  * Decode until the end of a record is at or past 'until' (which must be
- * flushed), or max_ms have gone by (0: no limit).  Inside a transaction; needs
- * no snapshot.  Returns whether 'until' was reached.
+ * flushed, but need not be the end of a record), or max_ms have gone by (0: no
+ * limit; one transaction is never cut).  Inside a transaction; needs no
+ * snapshot.  Returns whether 'until' was reached.
+ *
+ * Caches: callbacks look at catalogs of the past.  What others changed between
+ * there and now is dropped from the caches before and after, so callers need
+ * not invalidate anything.  They must not hold relations open over the call
+ * (they would be rebuilt as of the past), nor have done DDL in the transaction,
+ * and must open tables with a lock, as anyone.
  */
 extern bool saga_feed_decode(SagaFeed *feed, XLogRecPtr until, int max_ms);
 
 /*
  * A fence: everything committed before it, once decoded up to it, has been
- * seen.  Writes a non-transactional message, flushes it, returns its end.
+ * seen.  Writes a non-transactional message, flushes it, returns its end.  The
+ * message is there to have a record end to flush and decode to (the insert
+ * position may lie behind a page header not yet written); nobody reads it.
  */
 extern XLogRecPtr saga_feed_fence(void);
 
-/* Where WAL is flushed up to, normalised to a record boundary. */
+/* Where WAL is flushed up to; maybe within a record, which decoding may be. */
 extern XLogRecPtr saga_feed_flushed(void);
 
-/* Read the changes of a transaction, in order, as often as wanted. */
+/*
+ * Read the changes of a transaction, in order, as often as wanted.  Tuples
+ * stay valid until the next call.  Tables in txn->incomplete are left out.
+ */
 typedef struct SagaFeedReader SagaFeedReader;
 extern SagaFeedReader *saga_feed_read(SagaFeedTxn *txn);
 extern bool saga_feed_next(SagaFeedReader *reader, SagaFeedChange *change);
@@ -121,7 +157,8 @@ extern void saga_feed_forget(SagaFeed *feed, SagaFeedTxn *txn);
 
 /*
  * The slot may forget what lies before lsn; the caller knows that what it
- * covers is flushed.  Writes the slot to disk only when it moved a lot.
+ * covers is flushed.  May stay behind lsn for transactions not yet settled.
+ * Writes the slot to disk only when it moved a lot.
  */
 extern void saga_feed_confirm(SagaFeed *feed, XLogRecPtr lsn);
 

@@ -89,7 +89,7 @@ note_no_slot(SagaDatabase *db, bool no_slot)
 				 errmsg("could not start a saga worker for database with OID %u: no worker process is free",
 						db->dboid),
 				 errhint("Increase max_worker_processes (now %d) by at least %d for each database with the extension and restart the server.",
-						 max_worker_processes, 1 + saga_coordinators * (1 + saga_executors))));
+						 max_worker_processes, 3 + saga_coordinators * (1 + saga_executors))));
 	db->no_slot = no_slot;
 }
 
@@ -101,7 +101,8 @@ start_worker(SagaDatabase *db, SagaWorkerKind kind, int number, TimestampTz now)
 	SagaWorkerSlot *slot;
 	BackgroundWorker worker;
 	BackgroundWorkerHandle *handle;
-	const char *type = kind == SAGA_WORKER_COORDINATOR ? "saga coordinator" : "saga executor";
+	const char *type = kind == SAGA_WORKER_COORDINATOR ? "saga coordinator" :
+		kind == SAGA_WORKER_EXECUTOR ? "saga executor" : "saga projector";
 
 	if (start->last != 0)
 	{
@@ -122,7 +123,8 @@ start_worker(SagaDatabase *db, SagaWorkerKind kind, int number, TimestampTz now)
 	worker.bgw_restart_time = BGW_NEVER_RESTART;
 	strlcpy(worker.bgw_library_name, "saga", sizeof(worker.bgw_library_name));
 	strlcpy(worker.bgw_function_name,
-			kind == SAGA_WORKER_COORDINATOR ? "saga_coordinator_main" : "saga_executor_main",
+			kind == SAGA_WORKER_COORDINATOR ? "saga_coordinator_main" :
+			kind == SAGA_WORKER_EXECUTOR ? "saga_executor_main" : "saga_projector_main",
 			sizeof(worker.bgw_function_name));
 	snprintf(worker.bgw_name, sizeof(worker.bgw_name), "%s %d of database %u",
 			 type, number, db->dboid);
@@ -200,8 +202,16 @@ list_databases(void)
 
 	LWLockAcquire(&SagaShmem->lock, LW_EXCLUSIVE);
 	for (int i = 0; i < SAGA_MAX_DATABASES; i++)
-		if (!seen[i])
-			SagaShmem->databases[i].dboid = InvalidOid;
+	{
+		Oid			dboid = SagaShmem->databases[i].dboid;
+
+		if (seen[i] || !OidIsValid(dboid))
+			continue;
+		SagaShmem->databases[i].dboid = InvalidOid;
+		for (int k = 0; k < SAGA_MAX_DATABASES; k++)
+			if (SagaShmem->feeds[k].dboid == dboid)
+				SagaShmem->feeds[k].dboid = InvalidOid;
+	}
 	LWLockRelease(&SagaShmem->lock);
 }
 
@@ -227,6 +237,16 @@ forget_delays(Oid dboid)
 	for (int i = 0; i < nstarts; i++)
 		if (starts[i].dboid == dboid)
 			starts[i].last = starts[i].delay = 0;
+}
+
+/* Has somebody made a projection there since the server started, or before? */
+static bool
+projector_wanted(Oid dboid)
+{
+	for (int i = 0; i < SAGA_MAX_DATABASES; i++)
+		if (SagaShmem->feeds[i].dboid == dboid && SagaShmem->feeds[i].wanted)
+			return saga_now() >= SagaShmem->feeds[i].not_before;
+	return false;
 }
 
 /* Bring what runs to what should run; returns when to look again. */
@@ -260,6 +280,9 @@ reconcile(void)
 		for (int n = 0; n < executors; n++)
 			if (running(db->dboid, SAGA_WORKER_EXECUTOR, n) == NULL)
 				again = Min(again, start_worker(db, SAGA_WORKER_EXECUTOR, n, now));
+		if (db->status == SAGA_DB_PRESENT && projector_wanted(db->dboid) &&
+			running(db->dboid, SAGA_WORKER_PROJECTOR, 0) == NULL)
+			again = Min(again, start_worker(db, SAGA_WORKER_PROJECTOR, 0, now));
 	}
 	return again;
 }

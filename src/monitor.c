@@ -25,6 +25,15 @@ PG_FUNCTION_INFO_V1(saga_workers);
 PG_FUNCTION_INFO_V1(saga_participant_stats);
 PG_FUNCTION_INFO_V1(saga_check_log);
 
+static const char *const kind_names[] = {
+	[SAGA_WORKER_NONE] = "",
+	[SAGA_WORKER_LAUNCHER] = "launcher",
+	[SAGA_WORKER_COORDINATOR] = "coordinator",
+	[SAGA_WORKER_EXECUTOR] = "executor",
+	[SAGA_WORKER_PROJECTOR] = "projector",
+	[SAGA_WORKER_FILLER] = "filler",
+};
+
 /* () -> (kind, number, pid, started_at, turns, items, loaded, errors, activity) */
 Datum
 saga_workers(PG_FUNCTION_ARGS)
@@ -45,7 +54,7 @@ saga_workers(PG_FUNCTION_ARGS)
 		LWLockRelease(&SagaShmem->lock);
 		if (slot.kind == SAGA_WORKER_NONE || slot.dboid != MyDatabaseId)
 			continue;
-		v[0] = CStringGetTextDatum(slot.kind == SAGA_WORKER_COORDINATOR ? "coordinator" : "executor");
+		v[0] = CStringGetTextDatum(kind_names[slot.kind]);
 		v[1] = Int32GetDatum(slot.number);
 		n[2] = slot.pid == 0;
 		v[2] = Int32GetDatum((int32) slot.pid);

@@ -14,6 +14,7 @@
 #include "utils/guc.h"
 
 #include "compat.h"
+#include "feed_shared.h"
 #include "guc.h"
 #include "projection_read.h"
 #include "projection_stat.h"
@@ -33,6 +34,8 @@ bool		saga_log_payloads = true;
 bool		saga_allow_superuser_steps = false;
 char	   *saga_host_guard = NULL;
 char	   *saga_operator = NULL;
+bool		saga_check_batches = false;
+int			saga_test_delay = 0;
 int			saga_batch_rows = 100000;
 int			saga_batch_time = 100;
 int			saga_max_slot_lag = 4096;
@@ -62,8 +65,8 @@ define_settings(void)
 							&saga_barrier_retention, 7 * 86400, 3600, INT_MAX,
 							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
 	DefineCustomIntVariable("saga.batch_rows",
-							"Sets how many changed rows the projector applies in one batch at most.",
-							"A transaction is never divided.",
+							"Sets at how many changed rows the projector begins a batch without delay.",
+							"A batch takes all that is visible when it begins.",
 							&saga_batch_rows, 100000, 100, INT_MAX,
 							PGC_SIGHUP, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("saga.batch_time",
@@ -131,6 +134,16 @@ define_settings(void)
 							"A net under the wake-up at commit; also finds the work of prepared transactions.",
 							&saga_safety_poll_interval, 30000, 100, INT_MAX,
 							PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);
+	DefineCustomBoolVariable("saga.check_batches",
+							 "Compares every projection with its query after every batch.",
+							 "A projection that differs is parked.  For tests: this runs each query each time.",
+							 &saga_check_batches, false,
+							 PGC_SIGHUP, GUC_NOT_IN_SAMPLE, NULL, NULL, NULL);
+	DefineCustomIntVariable("saga.test_delay",
+							"Sets how long the projector waits at each step of a batch.",
+							"For tests that kill it there.",
+							&saga_test_delay, 0, 0, 60000,
+							PGC_SIGHUP, GUC_UNIT_MS | GUC_NOT_IN_SAMPLE, NULL, NULL, NULL);
 	MarkGUCPrefixReserved("saga");
 }
 
@@ -146,6 +159,7 @@ _PG_init(void)
 		return;
 
 	saga_shmem_request();
+	saga_feed_shared_init();
 	saga_projection_stat_request();
 
 	memset(&launcher, 0, sizeof(launcher));

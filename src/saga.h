@@ -37,6 +37,10 @@ extern void saga_worker_look_again(void);
 extern void saga_worker_commit(bool flush);
 extern void saga_worker_abort(void);
 
+/* The same without SPI and snapshot, for who takes them himself, later. */
+extern bool saga_worker_enter(const char *activity);
+extern void saga_worker_leave(bool flush);
+
 extern void saga_worker_interrupts(void);
 extern volatile bool saga_worker_reloaded;	/* set by a reload, cleared by its
 											 * reader */
@@ -49,5 +53,7 @@ extern void saga_worker_pin_settings(void);
 extern PGDLLEXPORT void saga_launcher_main(Datum main_arg);
 extern PGDLLEXPORT void saga_coordinator_main(Datum main_arg);
 extern PGDLLEXPORT void saga_executor_main(Datum main_arg);
+extern PGDLLEXPORT void saga_projector_main(Datum main_arg);
+extern PGDLLEXPORT void saga_filler_main(Datum main_arg);
 
 #endif							/* SAGA_H */

@@ -117,6 +117,18 @@ initialise_segment(SagaShared *shared)
 		LWLockInitialize(&rings[i].lock, tranche);
 		rings[i].coordinator = -1;
 	}
+	pg_atomic_init_u32(&shared->nfeeds, 0);
+	for (int i = 0; i < SAGA_MAX_DATABASES; i++)
+	{
+		SagaFeedShared *feed = &shared->feeds[i];
+
+		pg_atomic_init_u32(&feed->asleep, 0);
+		pg_atomic_init_u32(&feed->changed, 0);
+		pg_atomic_init_u64(&feed->wanted_position, 0);
+		pg_atomic_init_u64(&feed->position, 0);
+		pg_atomic_init_u64(&feed->looked_at, 0);
+		ConditionVariableInit(&feed->moved);
+	}
 }
 
 static void

@@ -13,6 +13,7 @@
 
 #include "datatype/timestamp.h"
 #include "port/atomics.h"
+#include "storage/condition_variable.h"
 #include "storage/dsm.h"
 #include "storage/latch.h"
 #include "storage/lwlock.h"
@@ -32,6 +33,8 @@ typedef enum SagaWorkerKind
 	SAGA_WORKER_LAUNCHER,
 	SAGA_WORKER_COORDINATOR,
 	SAGA_WORKER_EXECUTOR,
+	SAGA_WORKER_PROJECTOR,
+	SAGA_WORKER_FILLER,
 } SagaWorkerKind;
 
 /* One running worker.  Claimed and freed under SagaShared->lock. */
@@ -92,6 +95,27 @@ typedef struct SagaDatabase
 	bool		no_slot;		/* a worker could not be registered */
 } SagaDatabase;
 
+/*
+ * What a projector and the sessions of its database tell each other.  An
+ * entry is claimed under SagaShared->lock and kept while the database exists.
+ */
+typedef struct SagaFeedShared
+{
+	Oid			dboid;			/* InvalidOid: free */
+	bool		wanted;			/* there are projections: the launcher runs a
+								 * projector */
+	TimestampTz not_before;		/* somebody drops the database: no projector
+								 * until then */
+	Latch	   *latch;			/* the projector's, NULL: none runs */
+	pg_atomic_uint32 asleep;	/* it waits for commits: set its latch */
+	pg_atomic_uint32 changed;	/* counts changes to the set of projections */
+	pg_atomic_uint64 wanted_position;	/* somebody waits for this one */
+	pg_atomic_uint64 position;	/* all commits before it are in the contents
+								 * that others can see */
+	pg_atomic_uint64 looked_at; /* when it last found nothing left to do */
+	ConditionVariable moved;	/* the position did, or the projector left */
+} SagaFeedShared;
+
 typedef struct SagaWaiter
 {
 	pg_uuid_t	saga_id;
@@ -125,6 +149,8 @@ typedef struct SagaShared
 	bool		relist;			/* an extension was created: look again */
 	uint64		next_generation;
 	SagaDatabase databases[SAGA_MAX_DATABASES];
+	pg_atomic_uint32 nfeeds;	/* entries ever claimed in feeds */
+	SagaFeedShared feeds[SAGA_MAX_DATABASES];
 	SagaWorkerSlot workers[SAGA_MAX_WORKERS];
 	SagaParticipantStat participants[SAGA_MAX_PARTICIPANTS];
 	LWLock		waiter_lock;

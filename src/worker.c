@@ -144,7 +144,7 @@ leave_database(bool replaced)
 }
 
 bool
-saga_worker_begin(const char *activity)
+saga_worker_enter(const char *activity)
 {
 	static Oid	mine = InvalidOid;
 	Oid			extension;
@@ -166,10 +166,18 @@ saga_worker_begin(const char *activity)
 		leave_database(OidIsValid(extension));
 		return false;
 	}
+	pgstat_report_activity(STATE_RUNNING, activity);
+	return true;
+}
+
+bool
+saga_worker_begin(const char *activity)
+{
+	if (!saga_worker_enter(activity))
+		return false;
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "could not connect to SPI");
 	PushActiveSnapshot(GetTransactionSnapshot());
-	pgstat_report_activity(STATE_RUNNING, activity);
 	return true;
 }
 
@@ -186,6 +194,12 @@ saga_worker_commit(bool flush)
 {
 	SPI_finish();
 	PopActiveSnapshot();
+	saga_worker_leave(flush);
+}
+
+void
+saga_worker_leave(bool flush)
+{
 	if (flush)
 		ForceSyncCommit();
 	CommitTransactionCommand();
