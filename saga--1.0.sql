@@ -1467,7 +1467,7 @@ WHERE s.phase IS NOT NULL;
 COMMENT ON VIEW saga.progress IS 'Projections that are being filled or rebuilt, and how far that is';
 
 -- ---------------------------------------------------------------------------
--- Rights.  Nothing to PUBLIC.
+-- Rights.  Nothing to PUBLIC, but for what is said at the end.
 
 REVOKE ALL ON ALL TABLES IN SCHEMA saga FROM PUBLIC;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA saga FROM PUBLIC;

@@ -269,6 +269,22 @@ saga_projection_stats(PG_FUNCTION_ARGS)
 /* ---- checks ---- */
 
 bool
+saga_check_pending(void)
+{
+	bool		found = false;
+
+	if (shared == NULL || pg_atomic_read_u32(&shared->asked) == 0)
+		return false;
+	LWLockAcquire(&shared->lock, LW_SHARED);
+	for (int i = 0; i < SAGA_MAX_CHECKS && !found; i++)
+		found = shared->checks[i].state != CHECK_FREE &&
+			shared->checks[i].state != CHECK_ANSWERED &&
+			shared->checks[i].dboid == MyDatabaseId;
+	LWLockRelease(&shared->lock);
+	return found;
+}
+
+bool
 saga_check_take(SagaCheckTicket *ticket)
 {
 	bool		found = false;

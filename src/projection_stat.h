@@ -75,6 +75,7 @@ typedef struct SagaCheckTicket
 	int64		id;				/* of the projection */
 } SagaCheckTicket;
 
+extern bool saga_check_pending(void);	/* is a batch wanted for one? */
 extern bool saga_check_take(SagaCheckTicket *ticket);
 extern void saga_check_answer(const SagaCheckTicket *ticket, int64 missing,
 							  int64 extra, XLogRecPtr position,

@@ -109,8 +109,8 @@ own_position_reached(const SagaProjectionRow *row, XLogRecPtr until)
 	return !row->filled || !row->own || row->position >= until;
 }
 
-static void
-pause_shortly(void)
+void
+saga_projection_pause(void)
 {
 	saga_projector_kick();
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
@@ -140,7 +140,7 @@ saga_projection_wait(int64 id, XLogRecPtr until, TimestampTz end)
 			return true;
 		if (ms_until(end) <= 0)
 			return false;
-		pause_shortly();
+		saga_projection_pause();
 	}
 }
 
