@@ -39,6 +39,9 @@
 /* How long a projection that lags behind the others is left alone. */
 #define LOOK_AGAIN_MS	10
 
+/* How often a waiting session looks whether waiting has become vain. */
+#define LOOK_AT_STATE_MS	500
+
 typedef struct Wanted
 {
 	int64		id;
@@ -120,28 +123,42 @@ saga_projection_pause(void)
 	CHECK_FOR_INTERRUPTS();
 }
 
+/* False if nothing is to be waited for; raises if it would be in vain. */
+static bool
+may_be_waited_for(int64 id, SagaProjectionRow *row)
+{
+	if (!saga_projection_row(id, NULL, row))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("the projection has been dropped or replaced")));
+	if (!row->filled)
+		return false;			/* readers run the query itself */
+	saga_projection_require_upkeep(row);
+	return true;
+}
+
 bool
 saga_projection_wait(int64 id, XLogRecPtr until, TimestampTz end)
 {
+	SagaProjectionRow row;
+
+	if (!may_be_waited_for(id, &row))
+		return true;
+
 	/* the projector reads flushed WAL only */
 	XLogFlush(until);
 	for (;;)
 	{
-		SagaProjectionRow row;
-		bool		published = saga_projector_wait(until, Max(0, ms_until(end)));
+		bool		published = saga_projector_wait(until,
+													Min(LOOK_AT_STATE_MS, Max(0, ms_until(end))));
 
-		if (!saga_projection_row(id, NULL, &row))
-			ereport(ERROR,
-					(errcode(ERRCODE_UNDEFINED_OBJECT),
-					 errmsg("the projection has been dropped or replaced")));
-		if (!row.filled)
-			return true;		/* readers run the query itself */
-		saga_projection_require_upkeep(&row);
-		if (published && own_position_reached(&row, until))
+		if (!may_be_waited_for(id, &row) ||
+			(published && own_position_reached(&row, until)))
 			return true;
 		if (ms_until(end) <= 0)
 			return false;
-		saga_projection_pause();
+		if (published)
+			saga_projection_pause();
 	}
 }
 
