@@ -20,6 +20,10 @@
 #include "utils/wait_event.h"
 #endif
 
+#if PG_VERSION_NUM >= 160000
+#include "varatt.h"
+#endif
+
 /* Wait events: named from 17 on, the shared "Extension" before. */
 #if PG_VERSION_NUM >= 170000
 #define saga_wait_event(name) WaitEventExtensionNew(name)
@@ -79,7 +83,7 @@
 	} while (0)
 #endif
 
-/* Replication slots; these names are used by feed.c only, with its includes. */
+/* Replication slots.  (Need replication/slot.h.) */
 #if PG_VERSION_NUM >= 170000
 #define saga_slot_create(name) \
 	ReplicationSlotCreate((name), true, RS_EPHEMERAL, false, false, false)
