@@ -126,6 +126,15 @@
 #define saga_change_tuple(buffer) ((buffer) ? &(buffer)->tuple : NULL)
 #endif
 
+/* May the role execute the function?  (Needs acl.h and pg_proc.h.) */
+#if PG_VERSION_NUM >= 160000
+#define saga_proc_aclcheck(function, role) \
+	object_aclcheck(ProcedureRelationId, function, role, ACL_EXECUTE)
+#else
+#define saga_proc_aclcheck(function, role) \
+	pg_proc_aclcheck(function, role, ACL_EXECUTE)
+#endif
+
 /* Room before a tuple can be asked for since 18. (Needs htup_details.h.) */
 #if PG_VERSION_NUM >= 180000
 #define saga_form_minimal_tuple(desc, values, nulls) \
