@@ -1467,7 +1467,7 @@ WHERE s.phase IS NOT NULL;
 COMMENT ON VIEW saga.progress IS 'Projections that are being filled or rebuilt, and how far that is';
 
 -- ---------------------------------------------------------------------------
--- Rights.  Nothing to PUBLIC.
+-- Rights.  Nothing to PUBLIC, but for what is said at the end.
 
 REVOKE ALL ON ALL TABLES IN SCHEMA saga FROM PUBLIC;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA saga FROM PUBLIC;
@@ -1628,11 +1628,11 @@ BEGIN
         ('stat_participants', 'queued', 'calls that wait for a connection'),
         ('stat_participants', 'circuit', 'closed, open or half-open'),
         ('stat_participants', 'connects', 'attempts to connect'),
-        ('stat_workers', 'kind', 'coordinator or executor'),
+        ('stat_workers', 'kind', 'coordinator, executor, projector or filler'),
         ('stat_workers', 'number', 'which of its kind'),
         ('stat_workers', 'pid', 'process'),
         ('stat_workers', 'started_at', 'when it was started'),
-        ('stat_workers', 'turns', 'coordinator: transactions that wrote the log; executor: batches'),
+        ('stat_workers', 'turns', 'coordinator: transactions that wrote the log; executor, projector: batches'),
         ('stat_workers', 'items', 'coordinator: records written; executor: actions run'),
         ('stat_workers', 'loaded', 'sagas in memory'),
         ('stat_workers', 'errors', 'coordinator: errors caught; executor: actions that failed'),

@@ -650,7 +650,7 @@ resume(const SagaProjectionRow *row)
 		return;
 	if (!row->filled)
 		set_state(row->id, "filling", NULL, true);
-	else if (row->stale)
+	else if (row->stale || row->replaces != 0)
 		set_state(row->id, "rebuilding", NULL, true);
 	else
 		set_state(row->id, "following", NULL, false);

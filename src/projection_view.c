@@ -327,14 +327,29 @@ update_row(const char *sql, int64 id)
 	saga_spi_own(sql, 1, types, values, NULL, NULL, NULL);
 }
 
+/*
+ * Lock the view, and see whether the row is still as it was read: it may have
+ * been dropped or replaced meanwhile.
+ */
+static bool
+lock_view(const SagaProjectionRow *row)
+{
+	SagaProjectionRow now;
+
+	LockRelationOid(row->view, AccessExclusiveLock);
+	return get_rel_relkind(row->view) == RELKIND_VIEW &&
+		saga_projection_row(row->id, NULL, &now) &&
+		now.filled && now.replaces == row->replaces;
+}
+
 static void
 make_plain(void *arg)
 {
 	const SagaProjectionRow *row = arg;
-	SagaProgram *program;
+	SagaProgram *program = program_of(row);
 
-	LockRelationOid(row->view, AccessExclusiveLock);
-	program = program_of(row);
+	if (!lock_view(row))
+		return;
 	replace_view(program, row->view, true, true);
 	update_row("UPDATE saga.projection SET plain = true WHERE id = $1", row->id);
 }
@@ -347,15 +362,16 @@ static void
 take_place(void *arg)
 {
 	const SagaProjectionRow *row = arg;
-	int64		old = row->replaces;
+	SagaProgram *program = program_of(row);
 
 	/* the order that saga_projection_to_change() and dropping the view have */
-	saga_projection_lock(old);
-	LockRelationOid(row->view, AccessExclusiveLock);
-	replace_view(program_of(row), row->view, false, false);
-	update_row("DELETE FROM saga.projection WHERE id = $1", old);
+	saga_projection_lock(row->replaces);
+	if (!lock_view(row))
+		return;
+	replace_view(program, row->view, false, false);
+	update_row("DELETE FROM saga.projection WHERE id = $1", row->replaces);
 	update_row("UPDATE saga.projection SET replaces = NULL, plain = false WHERE id = $1", row->id);
-	saga_storage_drop(old);
+	saga_storage_drop(row->replaces);
 	saga_projections_changed();
 }
 
@@ -447,7 +463,11 @@ saga_projection_filled(int64 id)
 
 	if (!saga_projection_row(id, NULL, &row) || row.replaces == 0)
 		return true;
-	if (!row.filled || get_rel_relkind(row.view) != RELKIND_VIEW)
+	if (strcmp(row.state, "paused") == 0 || strcmp(row.state, "parked") == 0)
+		return true;			/* resuming it leads here again */
+
+	/* readers must not be thrown back: it has to have caught up */
+	if (!row.filled || row.own || get_rel_relkind(row.view) != RELKIND_VIEW)
 		return false;
 	if (!with_short_locks(take_place, &row))
 		return false;

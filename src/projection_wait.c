@@ -34,6 +34,7 @@
 #include "feed_shared.h"
 #include "guc.h"
 #include "projection_read.h"
+#include "projection_stat.h"
 
 /* How long a projection that lags behind the others is left alone. */
 #define LOOK_AGAIN_MS	10
@@ -109,8 +110,8 @@ own_position_reached(const SagaProjectionRow *row, XLogRecPtr until)
 	return !row->filled || !row->own || row->position >= until;
 }
 
-static void
-pause_shortly(void)
+void
+saga_projection_pause(void)
 {
 	saga_projector_kick();
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
@@ -140,7 +141,7 @@ saga_projection_wait(int64 id, XLogRecPtr until, TimestampTz end)
 			return true;
 		if (ms_until(end) <= 0)
 			return false;
-		pause_shortly();
+		saga_projection_pause();
 	}
 }
 
@@ -277,22 +278,30 @@ wait_and_look_again(QueryDesc *query, List *wanted, TimestampTz end)
 	PushActiveSnapshot(query->snapshot);
 }
 
-/* Is what the snapshot sees of the projection what a new one would see? */
+/*
+ * Is what the snapshot sees of the projection what a new one would see?  The
+ * feed moves on in batches that have nothing for this one, too.
+ */
 static bool
 same_contents(int64 id, Snapshot snapshot)
 {
+	uint64		changed_after = pg_atomic_read_u64(&saga_projection_stat(id)->changed_after);
 	SagaProjectionRow seen;
 	SagaProjectionRow latest;
 	SagaFeedStand seen_feed;
 	SagaFeedStand latest_feed;
 
-	return saga_projection_row(id, snapshot, &seen) &&
-		saga_feed_stand(snapshot, &seen_feed) &&
-		saga_projection_row(id, NULL, &latest) &&
-		saga_feed_stand(NULL, &latest_feed) &&
-		seen.own == latest.own && seen.filled == latest.filled &&
-		(seen.own ? seen.position == latest.position && seen.at == latest.at
-		 : seen_feed.batches == latest_feed.batches && seen_feed.at == latest_feed.at);
+	if (!saga_projection_row(id, snapshot, &seen) ||
+		!saga_projection_row(id, NULL, &latest) ||
+		!saga_feed_stand(snapshot, &seen_feed) ||
+		!saga_feed_stand(NULL, &latest_feed) ||
+		seen.since != latest.since || seen.own != latest.own)
+		return false;			/* filled, rebuilt, paused, ... meanwhile */
+	if (seen.own)
+		return seen.position == latest.position && seen.at == latest.at;
+	return seen_feed.batches == latest_feed.batches ||
+		(changed_after != SAGA_CHANGED_UNKNOWN &&
+		 seen_feed.position > changed_after);
 }
 
 /* Wait, but keep the snapshot: it must see what a new one would. */
