@@ -1278,7 +1278,7 @@ INSERT INTO saga.feed DEFAULT VALUES;
 -- (an error, or a change it cannot follow), rebuilding (old rows are shown).
 CREATE TABLE saga.projection (
     id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    view         regclass NOT NULL UNIQUE,
+    view         regclass NOT NULL,
     owner        regrole NOT NULL,
     query        text NOT NULL,
     search_path  text NOT NULL,
@@ -1300,8 +1300,12 @@ CREATE TABLE saga.projection (
     position     pg_lsn,
     at           timestamptz,
     fill         bigint NOT NULL DEFAULT 0,
-    created_at   timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+    created_at   timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    replaces     bigint UNIQUE,
+    stages       jsonb NOT NULL DEFAULT '[]',
+    deterministic boolean NOT NULL DEFAULT true
 ) WITH (fillfactor = 50);
+CREATE UNIQUE INDEX projection_view ON saga.projection (view) WHERE replaces IS NULL;
 COMMENT ON TABLE saga.projection IS 'Projections; only the library writes them';
 COMMENT ON COLUMN saga.projection.id IS 'Names the storage tables';
 COMMENT ON COLUMN saga.projection.view IS 'The public view';
@@ -1311,7 +1315,7 @@ COMMENT ON COLUMN saga.projection.search_path IS 'In force at creation, and when
 COMMENT ON COLUMN saga.projection.consistency IS 'eventual, or strict: readers wait for what was committed before';
 COMMENT ON COLUMN saga.projection.key IS 'Output columns to recompute by, if given';
 COMMENT ON COLUMN saga.projection.indexes IS 'Column lists of the indexes asked for';
-COMMENT ON COLUMN saga.projection.max_lag IS 'Age at which strict reads fail and freshness is reported as stale';
+COMMENT ON COLUMN saga.projection.max_lag IS 'Age from which saga.freshness() calls it stale';
 COMMENT ON COLUMN saga.projection.class IS 'The dearest of the classes of its stages';
 COMMENT ON COLUMN saga.projection.shape IS 'Digest of the storage layout';
 COMMENT ON COLUMN saga.projection.state IS 'filling, following, paused, parked or rebuilding';
@@ -1327,9 +1331,140 @@ COMMENT ON COLUMN saga.projection.position IS 'Its own position, likewise';
 COMMENT ON COLUMN saga.projection.at IS 'When its own snapshot was taken';
 COMMENT ON COLUMN saga.projection.fill IS 'Counts the fills and rebuilds asked for';
 COMMENT ON COLUMN saga.projection.created_at IS 'When it was created';
+COMMENT ON COLUMN saga.projection.replaces IS 'Id of the projection of the same view whose place it takes when it is filled';
+COMMENT ON COLUMN saga.projection.stages IS 'The parts of the query, and the class of each';
+COMMENT ON COLUMN saga.projection.deterministic IS 'False: the query leaves the choice among equals open';
 
 SELECT pg_catalog.pg_extension_config_dump('saga.projection', '');
 SELECT pg_catalog.pg_extension_config_dump('saga.projection_id_seq', '');
+
+-- ---- in the views of projections ----
+
+CREATE FUNCTION saga.filled_(id bigint)
+RETURNS boolean LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'saga_filled';
+COMMENT ON FUNCTION saga.filled_(bigint) IS 'Internal: does the query''s snapshot see the storage of a projection filled?';
+
+CREATE FUNCTION saga.serves_(id bigint)
+RETURNS boolean LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'saga_serves';
+COMMENT ON FUNCTION saga.serves_(bigint) IS 'Internal: true if the query''s snapshot sees the storage of a projection filled, else an error';
+
+-- ---- making and changing ----
+
+CREATE FUNCTION saga.create_projection(
+    name text,
+    query text,
+    consistency text DEFAULT 'eventual',
+    key text[] DEFAULT NULL,
+    indexes text[] DEFAULT NULL,
+    require_class text DEFAULT NULL,
+    replica_identity text DEFAULT 'check',
+    max_lag interval DEFAULT NULL)
+RETURNS regclass LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_create_projection';
+COMMENT ON FUNCTION saga.create_projection(text, text, text, text[], text[], text, text, interval)
+IS 'Create a view whose contents are kept up from the WAL; until they are filled in, it runs the query itself';
+
+CREATE FUNCTION saga.replace_projection(
+    name text,
+    query text,
+    key text[] DEFAULT NULL,
+    indexes text[] DEFAULT NULL,
+    require_class text DEFAULT NULL,
+    replica_identity text DEFAULT 'check')
+RETURNS void LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_replace_projection';
+COMMENT ON FUNCTION saga.replace_projection(text, text, text[], text[], text, text)
+IS 'Give a projection another query; the old contents are shown until the new ones are complete';
+
+CREATE FUNCTION saga.rename_projection(name text, new_name text)
+RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_rename_projection';
+COMMENT ON FUNCTION saga.rename_projection(text, text) IS 'Rename a projection, as ALTER VIEW does';
+
+CREATE FUNCTION saga.drop_projection(name text)
+RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_drop_projection';
+COMMENT ON FUNCTION saga.drop_projection(text) IS 'Drop a projection, its view and its storage';
+
+CREATE FUNCTION saga.pause_projection(name text)
+RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_pause_projection';
+COMMENT ON FUNCTION saga.pause_projection(text) IS 'Leave the contents of a projection as they are until it is resumed';
+
+CREATE FUNCTION saga.resume_projection(name text)
+RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_resume_projection';
+COMMENT ON FUNCTION saga.resume_projection(text) IS 'Let a paused projection go on, and try a parked one again';
+
+CREATE FUNCTION saga.rebuild_projection(name text, method text DEFAULT 'diff')
+RETURNS void LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_rebuild_projection';
+COMMENT ON FUNCTION saga.rebuild_projection(text, text)
+IS 'Run the query of a projection anew: diff changes the rows that differ, swap fills other storage and then shows that';
+
+CREATE FUNCTION saga.alter_projection_owner(name text, role name)
+RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_alter_projection_owner';
+COMMENT ON FUNCTION saga.alter_projection_owner(text, name) IS 'Give a projection to another role, with whose rights it is kept up from then on';
+
+-- ---- reading ----
+
+CREATE FUNCTION saga.bookmark()
+RETURNS text LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_bookmark';
+COMMENT ON FUNCTION saga.bookmark() IS 'A mark behind all that was committed so far, for saga.wait_for_projection()';
+
+CREATE FUNCTION saga.wait_for_projection(name text, at text DEFAULT NULL, timeout interval DEFAULT '30 s')
+RETURNS boolean LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_wait_for_projection';
+COMMENT ON FUNCTION saga.wait_for_projection(text, text, interval)
+IS 'Wait until a projection holds what was committed before the bookmark (before now, if none is given); false at the time-out';
+
+CREATE FUNCTION saga.freshness(name text, OUT as_of timestamptz, OUT age interval, OUT state text, OUT stale boolean,
+    OUT "position" pg_lsn)
+RETURNS record LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'saga_freshness';
+COMMENT ON FUNCTION saga.freshness(text) IS 'How old the contents of a projection are that this query sees';
+
+CREATE FUNCTION saga.projection_lag(name text, OUT bytes bigint, OUT transactions bigint, OUT age interval)
+RETURNS record LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_projection_lag';
+COMMENT ON FUNCTION saga.projection_lag(text) IS 'How far a projection is behind: bytes of WAL, transactions that wait, time';
+
+CREATE FUNCTION saga.check_projection(name text, OUT missing bigint, OUT extra bigint, OUT "position" pg_lsn, OUT as_of timestamptz)
+RETURNS record LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_check_projection';
+COMMENT ON FUNCTION saga.check_projection(text)
+IS 'Compare the contents of a projection with its query at one snapshot: rows missing, rows too many';
+
+-- ---- looking ----
+
+CREATE FUNCTION saga.projection_stats_(OUT id bigint, OUT batches bigint, OUT statements bigint, OUT rows_in bigint,
+    OUT rows_out bigint, OUT recomputed bigint, OUT errors bigint, OUT waiting bigint, OUT last_batch_us bigint,
+    OUT max_batch_us bigint, OUT last_batch_at timestamptz, OUT phase text, OUT phase_began timestamptz, OUT done bigint,
+    OUT total bigint)
+RETURNS SETOF record LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_projection_stats';
+COMMENT ON FUNCTION saga.projection_stats_() IS 'Internal: rows of saga.stat_projections and saga.progress';
+
+CREATE FUNCTION saga.projection_stand_(id bigint, OUT "position" pg_lsn, OUT as_of timestamptz, OUT lag_bytes bigint,
+    OUT lag interval)
+RETURNS record LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_projection_stand';
+COMMENT ON FUNCTION saga.projection_stand_(bigint) IS 'Internal: where a projection stands';
+
+CREATE VIEW saga.projections WITH (security_barrier) AS
+SELECT p.id, p.view::text AS name, pg_catalog.pg_get_userbyid(p.owner) AS owner, p.query, p.class, p.state, p.reason,
+       p.sqlstate, p.since, p.filled, p.stale, p.consistency, p.max_lag, p.key, p.indexes, p.deterministic, p.stages,
+       p.replaces, p.search_path, p.created_at
+FROM saga.projection p JOIN pg_catalog.pg_class c ON c.oid = p.view
+WHERE pg_catalog.pg_has_role(p.owner, 'USAGE') OR pg_catalog.pg_has_role('saga_monitor', 'USAGE')
+   OR pg_catalog.pg_has_role('saga_operator', 'USAGE');
+COMMENT ON VIEW saga.projections IS 'Projections you own or may see, one row each';
+
+CREATE VIEW saga.stat_projections WITH (security_barrier) AS
+SELECT p.id, p.name, p.state, w."position", w.as_of, w.lag_bytes, w.lag, s.waiting, s.batches, s.statements, s.rows_in, s.rows_out,
+       s.recomputed, pg_catalog.round(s.last_batch_us / 1000.0, 3) AS last_batch_ms,
+       pg_catalog.round(s.max_batch_us / 1000.0, 3) AS max_batch_ms, s.last_batch_at, s.errors
+FROM saga.projections p
+CROSS JOIN LATERAL saga.projection_stand_(p.id) w
+LEFT JOIN saga.projection_stats_() s ON s.id = p.id;
+COMMENT ON VIEW saga.stat_projections IS 'Where each projection stands, and its batches since the server started';
+
+CREATE VIEW saga.progress WITH (security_barrier) AS
+SELECT p.id, p.name, p.state, s.phase, s.done, s.total,
+       CASE s.phase WHEN 'waiting' THEN 'transactions' WHEN 'catching up' THEN 'bytes' ELSE 'stages' END AS unit,
+       s.phase_began,
+       CASE WHEN s.done > 0 AND s.total >= s.done
+            THEN s.phase_began + (pg_catalog.clock_timestamp() - s.phase_began) * (s.total::double precision / s.done) END AS estimated_end
+FROM saga.projections p JOIN saga.projection_stats_() s ON s.id = p.id
+WHERE s.phase IS NOT NULL;
+COMMENT ON VIEW saga.progress IS 'Projections that are being filled or rebuilt, and how far that is';
 
 -- ---------------------------------------------------------------------------
 -- Rights.  Nothing to PUBLIC.
@@ -1337,7 +1472,8 @@ SELECT pg_catalog.pg_extension_config_dump('saga.projection_id_seq', '');
 REVOKE ALL ON ALL TABLES IN SCHEMA saga FROM PUBLIC;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA saga FROM PUBLIC;
 GRANT SELECT ON saga.instances, saga.steps, saga.log, saga.stuck, saga.definitions, saga.participants,
-    saga.stat_sagas, saga.stat_participants, saga.stat_workers TO saga_user, saga_operator, saga_monitor;
+    saga.stat_sagas, saga.stat_participants, saga.stat_workers,
+    saga.projections, saga.stat_projections, saga.progress TO saga_user, saga_operator, saga_monitor;
 GRANT EXECUTE ON FUNCTION saga.may(text, text), saga.workers_(), saga.participant_stats_(), saga.definition_steps_(jsonb)
     TO saga_user, saga_operator, saga_monitor;
 GRANT EXECUTE ON FUNCTION saga.start(text, jsonb, text, timestamptz, text, integer, integer, interval, text, jsonb),
@@ -1348,6 +1484,17 @@ GRANT EXECUTE ON FUNCTION saga.verb_(uuid, text, text, jsonb, boolean, text, boo
     saga.resume(uuid, text, boolean), saga.retry_step(uuid, text, text, boolean),
     saga.skip_step(uuid, text, jsonb, text, boolean, boolean) TO saga_user, saga_operator;
 GRANT EXECUTE ON FUNCTION saga.check_log(uuid) TO saga_operator, saga_monitor;
+GRANT EXECUTE ON FUNCTION saga.create_projection(text, text, text, text[], text[], text, text, interval),
+    saga.replace_projection(text, text, text[], text[], text, text), saga.rename_projection(text, text),
+    saga.drop_projection(text), saga.pause_projection(text), saga.resume_projection(text),
+    saga.rebuild_projection(text, text), saga.alter_projection_owner(text, name), saga.check_projection(text)
+    TO saga_user;
+GRANT EXECUTE ON FUNCTION saga.bookmark(), saga.wait_for_projection(text, text, interval), saga.freshness(text),
+    saga.projection_lag(text), saga.projection_stats_(), saga.projection_stand_(bigint)
+    TO saga_user, saga_operator, saga_monitor;
+-- Rights on functions in a view are the reader's, and who may read a
+-- projection is for its owner to say.  These two tell and change nothing.
+GRANT EXECUTE ON FUNCTION saga.filled_(bigint), saga.serves_(bigint) TO PUBLIC;
 -- ---------------------------------------------------------------------------
 -- What each column means.
 
@@ -1501,7 +1648,53 @@ BEGIN
         ('stat_sagas', 'p50_ms', 'median time from start to end, milliseconds'),
         ('stat_sagas', 'p99_ms', '99th percentile of it'),
         ('stat_sagas', 'last_started_at', 'last start'),
-        ('stat_sagas', 'last_ended_at', 'last end')
+        ('stat_sagas', 'last_ended_at', 'last end'),
+        ('projections', 'id', 'as in the names of its storage tables'),
+        ('projections', 'name', 'the view'),
+        ('projections', 'owner', 'whose rights upkeep has'),
+        ('projections', 'query', 'as given'),
+        ('projections', 'class', 'the dearest of the classes of its stages'),
+        ('projections', 'state', 'filling, following, paused, parked or rebuilding'),
+        ('projections', 'reason', 'why it is paused, parked or being rebuilt'),
+        ('projections', 'sqlstate', 'of the error that parked it'),
+        ('projections', 'since', 'when the state began'),
+        ('projections', 'filled', 'the view shows stored rows; until then it runs the query'),
+        ('projections', 'stale', 'changes were lost: it shows old rows until it is rebuilt'),
+        ('projections', 'consistency', 'eventual, or strict: readers wait'),
+        ('projections', 'max_lag', 'age from which saga.freshness() calls it stale'),
+        ('projections', 'key', 'output columns to recompute by'),
+        ('projections', 'indexes', 'column lists of the indexes asked for'),
+        ('projections', 'deterministic', 'false: the query leaves the choice among equals open'),
+        ('projections', 'stages', 'its parts: stage, class, what, reason, storage'),
+        ('projections', 'replaces', 'id of the projection of the same name whose place it takes when filled'),
+        ('projections', 'search_path', 'in force when it was created'),
+        ('projections', 'created_at', 'when it was created'),
+        ('stat_projections', 'id', 'as in saga.projections'),
+        ('stat_projections', 'name', 'the view'),
+        ('stat_projections', 'state', 'as in saga.projections'),
+        ('stat_projections', 'position', 'all commits before it are in the contents'),
+        ('stat_projections', 'as_of', 'when the contents were those of the query'),
+        ('stat_projections', 'lag_bytes', 'WAL written since that position'),
+        ('stat_projections', 'lag', 'age of the contents'),
+        ('stat_projections', 'waiting', 'transactions read from the WAL and not applied yet'),
+        ('stat_projections', 'batches', 'batches with changes for it'),
+        ('stat_projections', 'statements', 'statements run for it'),
+        ('stat_projections', 'rows_in', 'changed rows of its sources'),
+        ('stat_projections', 'rows_out', 'rows written to its storage'),
+        ('stat_projections', 'recomputed', 'batches in which a stage was run by difference'),
+        ('stat_projections', 'last_batch_ms', 'time of the last batch, milliseconds'),
+        ('stat_projections', 'max_batch_ms', 'time of the longest batch, milliseconds'),
+        ('stat_projections', 'last_batch_at', 'when the last batch with changes for it ended'),
+        ('stat_projections', 'errors', 'attempts that failed'),
+        ('progress', 'id', 'as in saga.projections'),
+        ('progress', 'name', 'the view'),
+        ('progress', 'state', 'as in saga.projections'),
+        ('progress', 'phase', 'waiting (for transactions that run), filling, comparing or catching up'),
+        ('progress', 'done', 'how much of the phase is done'),
+        ('progress', 'total', 'how much there is to do'),
+        ('progress', 'unit', 'what these two count: transactions, stages or bytes'),
+        ('progress', 'phase_began', 'when the phase began'),
+        ('progress', 'estimated_end', 'when the phase would end at this pace')
     ) AS v(relation, col, meaning) LOOP
         EXECUTE pg_catalog.format('COMMENT ON COLUMN saga.%I.%I IS %L', c.relation, c.col, c.meaning);
     END LOOP;

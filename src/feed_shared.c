@@ -8,7 +8,11 @@
  */
 #include "postgres.h"
 
+#include <signal.h>
+
 #include "access/xact.h"
+#include "catalog/objectaccess.h"
+#include "catalog/pg_database.h"
 #include "miscadmin.h"
 #include "storage/ipc.h"
 #include "utils/timestamp.h"
@@ -17,6 +21,7 @@
 #include "feed_shared.h"
 
 static SagaFeedShared *mine = NULL;
+static object_access_hook_type prev_access_hook = NULL;
 static bool announce = false;	/* this transaction changed the projections */
 
 SagaFeedShared *
@@ -41,6 +46,7 @@ saga_feed_shared(bool claim)
 			found->dboid = MyDatabaseId;
 			found->wanted = false;
 			found->latch = NULL;
+			found->not_before = 0;
 			pg_atomic_write_u64(&found->position, 0);
 			pg_atomic_write_u64(&found->looked_at, 0);
 			pg_atomic_write_u64(&found->wanted_position, 0);
@@ -106,10 +112,46 @@ at_xact_end(XactEvent event, void *arg)
 		announce = false;
 }
 
+/*
+ * DROP DATABASE refuses while a slot of the database is in use, before it ends
+ * anybody's session: let go of it.
+ */
+static void
+release_slot(Oid dboid)
+{
+	for (int i = 0; i < SAGA_MAX_DATABASES; i++)
+		if (SagaShmem->feeds[i].dboid == dboid)
+			SagaShmem->feeds[i].not_before = GetCurrentTimestamp() + 10 * USECS_PER_SEC;
+	for (int i = 0; i < SAGA_MAX_WORKERS; i++)
+	{
+		SagaWorkerSlot *slot = &SagaShmem->workers[i];
+
+		for (int tries = 0; tries < 500 && slot->kind == SAGA_WORKER_PROJECTOR &&
+			 slot->dboid == dboid && slot->pid != 0; tries++)
+		{
+			CHECK_FOR_INTERRUPTS();
+			if (tries % 100 == 0)
+				kill(slot->pid, SIGTERM);
+			pg_usleep(10000);
+		}
+	}
+}
+
+static void
+on_access(ObjectAccessType access, Oid classId, Oid objectId, int subId, void *arg)
+{
+	if (prev_access_hook)
+		prev_access_hook(access, classId, objectId, subId, arg);
+	if (access == OAT_DROP && classId == DatabaseRelationId)
+		release_slot(objectId);
+}
+
 void
 saga_feed_shared_init(void)
 {
 	RegisterXactCallback(at_xact_end, NULL);
+	prev_access_hook = object_access_hook;
+	object_access_hook = on_access;
 }
 
 void

@@ -17,7 +17,7 @@
 
 #include "feed_private.h"
 
-#define CHUNK_FIRST		512
+#define CHUNK_FIRST		256
 #define CHUNK_LAST		(64 * 1024)
 #define TXN_MEMORY		(4 * 1024 * 1024)
 #define FEED_MEMORY		(64 * 1024 * 1024)

@@ -16,5 +16,12 @@ extern bool saga_log_payloads;
 extern bool saga_allow_superuser_steps;
 extern char *saga_host_guard;
 extern char *saga_operator;
+extern bool saga_check_batches;
+extern int	saga_test_delay;	/* ms */
+extern int	saga_batch_rows;
+extern int	saga_batch_time;	/* ms */
+extern int	saga_max_slot_lag;	/* MB */
+extern int	saga_read_consistency;	/* SagaConsistency */
+extern int	saga_read_timeout;	/* ms */
 
 #endif							/* SAGA_GUC_H */

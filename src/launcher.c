@@ -245,7 +245,7 @@ projector_wanted(Oid dboid)
 {
 	for (int i = 0; i < SAGA_MAX_DATABASES; i++)
 		if (SagaShmem->feeds[i].dboid == dboid && SagaShmem->feeds[i].wanted)
-			return true;
+			return saga_now() >= SagaShmem->feeds[i].not_before;
 	return false;
 }
 

@@ -77,11 +77,20 @@ hold(const char *why)
 	LWLockRelease(&SagaShmem->lock);
 }
 
+/* The extension is gone from this database: hold nothing back. */
+void
+saga_projector_leave(void)
+{
+	saga_feed_slot_drop(true);
+	shared->wanted = false;
+	proc_exit(0);
+}
+
 static void
 begin(const char *activity)
 {
 	if (!saga_worker_begin(activity))
-		proc_exit(0);
+		saga_projector_leave();
 }
 
 /* ------------------------------------------------------------------- slot */
@@ -147,7 +156,7 @@ make_slot(void)
 
 	hold("waiting for running transactions, to make the replication slot");
 	if (!saga_worker_enter("making the replication slot"))
-		proc_exit(0);
+		saga_projector_leave();
 	saga_feed_slot_drop(true);
 	saga_feed_slot_create();
 	saga_worker_leave(false);
@@ -195,7 +204,7 @@ open_feed(void)
 		make_slot();
 
 	if (!saga_worker_enter("opening the slot"))
-		proc_exit(0);
+		saga_projector_leave();
 	feed = saga_feed_open();
 	saga_worker_leave(false);
 	if (row.position != InvalidXLogRecPtr &&
@@ -609,10 +618,7 @@ turn(void)
 	if (saga_feed_flushed() > feed->decoded)
 	{
 		if (!saga_worker_enter("decoding"))
-		{
-			saga_feed_slot_drop(true);
-			proc_exit(0);
-		}
+			saga_projector_leave();
 		all = saga_feed_decode(feed, saga_feed_flushed(), DECODE_SLICE);
 		saga_worker_leave(false);
 		if (feed->invalidated)

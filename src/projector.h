@@ -116,6 +116,9 @@ extern const char *saga_sqlstate_text(int sqlerrcode);
 /* In coordinator 0, at its start: have a projector run if there is work. */
 extern void saga_projector_if_needed(void);
 
+/* ---- projector.c ---- */
+extern void saga_projector_leave(void) pg_attribute_noreturn();
+
 /* ---- projector_batch.c ---- */
 typedef struct SagaFeedRow
 {
@@ -134,7 +137,5 @@ extern bool saga_batch(SagaFeed *feed, SagaFeedRow *row);
 
 /* Nobody's fault: to be tried again. */
 extern bool saga_error_is_transient(const ErrorData *error);
-
-extern int	saga_test_delay;	/* ms at each step of a batch */
 
 #endif							/* SAGA_PROJECTOR_H */

@@ -22,7 +22,6 @@
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "replication/origin.h"
-#include "storage/ipc.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
@@ -33,13 +32,12 @@
 #include "utils/snapmgr.h"
 
 #include "compat.h"
+#include "guc.h"
 #include "projection_stat.h"
 #include "projector.h"
 #include "quarantine.h"
 #include "saga.h"
 #include "spi_util.h"
-
-int			saga_test_delay = 0;
 
 /* Tests kill the worker here, or look at it. */
 static void
@@ -430,6 +428,29 @@ store_position(SagaFeedRow *row, Datum snapshot, XLogRecPtr position)
 				 2, types, values, NULL, NULL, NULL);
 }
 
+/* saga.check_batches: what this batch made of each, under S. */
+static void
+check_all(const SagaFeedRow *row)
+{
+	ListCell   *lc;
+
+	foreach(lc, saga_projections)
+	{
+		SagaProjection *p = lfirst(lc);
+		int64		missing = 0;
+		int64		extra = 0;
+
+		if (!is_joined(p))
+			continue;
+		saga_apply_check(p->apply, &missing, &extra);
+		if (missing != 0 || extra != 0)
+			saga_set_state(p, SAGA_P_PARKED, true,
+						   psprintf("its contents differ from the query: " INT64_FORMAT " rows missing, "
+									INT64_FORMAT " too many, after batch " INT64_FORMAT,
+									missing, extra, row->batches + 1), "XX001");
+	}
+}
+
 /*
  * Requests for a comparison, answered under S with this batch's contents.  One
  * whose projection does not stand here is asked for again by the session.
@@ -532,6 +553,8 @@ run_batch(SagaFeed *feed, SagaFeedRow *row, Datum *snapshot, XLogRecPtr *positio
 	replorigin_session_origin = DoNotReplicateId;
 	store_position(row, *snapshot, *position);
 	replorigin_session_origin = InvalidRepOriginId;
+	if (saga_check_batches)
+		check_all(row);
 	answer_checks(*position);
 	SPI_finish();
 	PopActiveSnapshot();
@@ -571,7 +594,7 @@ saga_batch(SagaFeed *feed, SagaFeedRow *row)
 	PG_TRY();
 	{
 		if (!saga_worker_enter("applying a batch"))
-			proc_exit(0);
+			saga_projector_leave();
 		XactIsoLevel = XACT_REPEATABLE_READ;
 		MemoryContextSwitchTo(context);
 		run_batch(feed, row, &snapshot, &position);

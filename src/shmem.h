@@ -104,6 +104,8 @@ typedef struct SagaFeedShared
 	Oid			dboid;			/* InvalidOid: free */
 	bool		wanted;			/* there are projections: the launcher runs a
 								 * projector */
+	TimestampTz not_before;		/* somebody drops the database: no projector
+								 * until then */
 	Latch	   *latch;			/* the projector's, NULL: none runs */
 	pg_atomic_uint32 asleep;	/* it waits for commits: set its latch */
 	pg_atomic_uint32 changed;	/* counts changes to the set of projections */
