@@ -121,44 +121,77 @@ sub compare
     }
 }
 
+# The names that differ, as the projector finds: "name missing|extra (state)".
+sub unlike
+{
+    my ($self, @names) = @_;
+    return unless @names;
+    # all in one session; one by one only where that has not worked
+    my $list = join ', ', map { literal($_) } @names;
+    my $out = $self->ask_long("SELECT n, missing, extra FROM unnest(ARRAY[$list]) n, saga.check_projection(n)");
+    my %got = map { my ($n, $rest) = split /\|/, $_, 2; ($n => $rest) } split /\n/, $out // '';
+    my @wrong;
+    for my $name (@names)
+    {
+        my $got = $got{$name} // $self->compare($name);
+        push @wrong, "$name $got (" . $self->state($name) . ')' unless $got eq '0|0';
+    }
+    return @wrong;
+}
+
+# As ask(), with the time limit of the tests.
+sub ask_long
+{
+    my ($self, $sql) = @_;
+    my ($out, $err) = ('', '');
+    my $rc = eval { $self->{node}->psql($self->{db}, $sql, stdout => \$out, stderr => \$err, on_error_stop => 1, timeout => 3 * $limit) };
+    $self->{last_error} = $err;
+    return defined $rc && $rc == 0 ? $out : undef;
+}
+
 # Compared by the projector at its own snapshot.
 sub exact
 {
     local $Test::Builder::Level = $Test::Builder::Level + 1;
     my ($self, $names, $test) = @_;
-    my @names = ref $names ? @$names : ($names);
-    my @wrong;
-    for my $name (@names)
-    {
-        my $got = $self->compare($name);
-        push @wrong, "$name $got (" . $self->state($name) . ')' unless $got eq '0|0';
-    }
+    my @wrong = $self->unlike(ref $names ? @$names : ($names));
     is(join("\n", @wrong), '', $test);
     return !@wrong;
 }
 
-# When nobody writes: wait for it, and compare with the query ourselves.
-# Returns a text about the difference, or ''.
-sub difference
+# When nobody writes: wait for them, and compare with their queries ourselves.
+# Returns texts about the differences.
+sub differences
 {
-    my ($self, $name, $query) = @_;
-    return "$name does not catch up: " . $self->state($name) unless $self->caught_up($name);
-    my ($path, $text) = split /\x1f/, $self->sql("SELECT search_path || E'\\x1f' || query FROM saga.projections WHERE name = " . literal($name)), 2;
-    $query //= $text;
-    my $got = $self->sql(<<SQL);
+    my ($self, @names) = @_;
+    my (@wrong, $sql);
+    for my $name (@names)
+    {
+        $self->{definition}{$name} //= [ split /\x1f/,
+            $self->sql("SELECT search_path || E'\\x1f' || query FROM saga.projections WHERE name = " . literal($name)), 2 ];
+        my ($path, $query) = @{ $self->{definition}{$name} };
+        my $quoted = literal($name);
+        $sql .= <<SQL;
+RESET search_path;
+SELECT $quoted || ' did not catch up' WHERE NOT saga.wait_for_projection($quoted, timeout => '$limit s');
 SET search_path = $path;
-WITH q AS MATERIALIZED ($query), p AS MATERIALIZED (TABLE $name)
-SELECT (SELECT count(*) FROM (TABLE q EXCEPT ALL TABLE p) x) || '|' ||
-       (SELECT count(*) FROM (TABLE p EXCEPT ALL TABLE q) x)
+WITH q AS MATERIALIZED ($query
+), p AS MATERIALIZED (TABLE $name), d AS (
+SELECT (SELECT count(*) FROM (TABLE q EXCEPT ALL TABLE p) x) AS missing,
+       (SELECT count(*) FROM (TABLE p EXCEPT ALL TABLE q) x) AS extra)
+SELECT format('%s: %s missing, %s too many', $quoted, missing, extra) FROM d WHERE missing > 0 OR extra > 0;
 SQL
-    return $got eq '0|0' ? '' : "$name: missing|extra $got";
+    }
+    my $out = $self->ask_long($sql);
+    return "error: $self->{last_error}" unless defined $out;
+    return map { /^(\S+):? / ? "$_ (" . $self->state($1 =~ s/:$//r) . ')' : $_ } split /\n/, $out;
 }
 
 sub same
 {
     local $Test::Builder::Level = $Test::Builder::Level + 1;
     my ($self, $names, $test) = @_;
-    my @wrong = grep { $_ ne '' } map { $self->difference($_) } ref $names ? @$names : ($names);
+    my @wrong = $self->differences(ref $names ? @$names : ($names));
     is(join("\n", @wrong), '', $test);
     return !@wrong;
 }
