@@ -122,7 +122,7 @@ sub compare
 }
 
 # The names that differ, as the projector finds: "name missing|extra (state)".
-sub unlike
+sub not_exact
 {
     my ($self, @names) = @_;
     return unless @names;
@@ -154,7 +154,7 @@ sub exact
 {
     local $Test::Builder::Level = $Test::Builder::Level + 1;
     my ($self, $names, $test) = @_;
-    my @wrong = $self->unlike(ref $names ? @$names : ($names));
+    my @wrong = $self->not_exact(ref $names ? @$names : ($names));
     is(join("\n", @wrong), '', $test);
     return !@wrong;
 }
