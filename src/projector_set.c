@@ -347,12 +347,13 @@ load(int64 only)
 	SPITupleTable *table;
 	uint64		n;
 
+	/* not read-only: what this transaction wrote before is to be seen */
 	if (SPI_execute_with_args("SELECT p.id, p.view::oid, p.owner::oid, p.query, p.search_path, p.key, p.shape, p.state, "
 					"p.filled, p.stale, p.plain, p.fill, p.snapshot, p.position, "
 					"(SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_class c "
 					"JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = p.view) "
 					"FROM saga.projection p WHERE $1 IN (0, p.id) ORDER BY p.id",
-							  1, &type, &arg, NULL, true, 0) != SPI_OK_SELECT)
+							  1, &type, &arg, NULL, false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not read projections");
 	table = SPI_tuptable;
 	n = SPI_processed;
