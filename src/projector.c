@@ -23,7 +23,6 @@
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
-#include "replication/slot.h"
 #include "storage/ipc.h"
 #include "storage/proc.h"
 #include "storage/procarray.h"
@@ -207,13 +206,6 @@ open_feed(void)
 		saga_projector_leave();
 	feed = saga_feed_open();
 	saga_worker_leave(false);
-	if (row.position != InvalidXLogRecPtr &&
-		MyReplicationSlot->data.confirmed_flush > row.position && row.snapshot != (Datum) 0)
-	{
-		/* somebody moved it past what the contents have */
-		begin_anew("the replication slot is ahead of the projections");
-		proc_exit(1);
-	}
 }
 
 /* ------------------------------------------------------------- the set */
