@@ -568,26 +568,6 @@ run_batch(SagaFeed *feed, SagaFeedRow *row, Datum *snapshot, XLogRecPtr *positio
 	at_step("stored");
 }
 
-/* Drop what nobody needs any more. */
-static void
-forget_applied(SagaFeed *feed, Datum snapshot)
-{
-	dlist_mutable_iter iter;
-
-	dlist_foreach_modify(iter, &feed->txns)
-	{
-		SagaFeedTxn *txn = dlist_container(SagaFeedTxn, node, iter.cur);
-		bool		keep = !saga_snapshot_sees(snapshot, txn->xid);
-		ListCell   *lc;
-
-		foreach(lc, saga_projections)
-			if (!keep)
-				keep = saga_projection_keeps(lfirst(lc), txn);
-		if (!keep)
-			saga_feed_forget(feed, txn);
-	}
-}
-
 bool
 saga_batch(SagaFeed *feed, SagaFeedRow *row)
 {
@@ -634,7 +614,6 @@ saga_batch(SagaFeed *feed, SagaFeedRow *row)
 		row->snapshot = saga_snapshot_copy(snapshot, TopMemoryContext);
 		row->position = position;
 		row->batches++;
-		forget_applied(feed, snapshot);
 	}
 	MemoryContextDelete(context);
 	return done;
