@@ -369,9 +369,9 @@ take_place(void *arg)
 	if (!lock_view(row))
 		return;
 	replace_view(program, row->view, false, false);
+	saga_storage_drop(row->replaces);
 	update_row("DELETE FROM saga.projection WHERE id = $1", row->replaces);
 	update_row("UPDATE saga.projection SET replaces = NULL, plain = false WHERE id = $1", row->id);
-	saga_storage_drop(row->replaces);
 	saga_projections_changed();
 }
 
@@ -380,8 +380,8 @@ sweep_one(void *arg)
 {
 	int64		id = *(int64 *) arg;
 
-	update_row("DELETE FROM saga.projection WHERE id = $1 OR replaces = $1", id);
 	saga_storage_drop(id);
+	update_row("DELETE FROM saga.projection WHERE id = $1 OR replaces = $1", id);
 	saga_projections_changed();
 }
 
@@ -392,11 +392,11 @@ sweep_owner(void *arg)
 	Oid			types[2] = {INT8OID, REGROLEOID};
 	Datum		values[2];
 
+	saga_storage_set_owner(row->id, row->owner);
 	values[0] = Int64GetDatum(row->id);
 	values[1] = ObjectIdGetDatum(row->owner);
 	saga_spi_own("UPDATE saga.projection SET owner = $2 WHERE id = $1",
 				 2, types, values, NULL, NULL, NULL);
-	saga_storage_set_owner(row->id, row->owner);
 	saga_projections_changed();
 }
 
