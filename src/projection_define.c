@@ -10,7 +10,6 @@
  */
 #include "postgres.h"
 
-#include "access/attmap.h"
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
@@ -213,16 +212,19 @@ static bool
 identity_covers(Relation rel, const SagaSource *source)
 {
 	Bitmapset  *identity;
-	AttrMap    *map;
 	bool		covered = true;
 
 	if (rel->rd_rel->relreplident == REPLICA_IDENTITY_FULL)
 		return true;
 	identity = RelationGetIndexAttrBitmap(rel, INDEX_ATTR_BITMAP_IDENTITY_KEY);
-	map = build_attrmap_by_name(RelationGetDescr(rel), source->desc);
 	for (int i = -1; covered && (i = bms_next_member(source->columns, i)) >= 0;)
-		covered = bms_is_member(map->attnums[i - 1] - FirstLowInvalidHeapAttributeNumber,
-								identity);
+	{
+		/* partitions may have them in another order */
+		AttrNumber	column = get_attnum(RelationGetRelid(rel),
+										NameStr(TupleDescAttr(source->desc, i - 1)->attname));
+
+		covered = bms_is_member(column - FirstLowInvalidHeapAttributeNumber, identity);
+	}
 
 	/* without any index, not even that a row went is told */
 	return covered && !bms_is_empty(identity);

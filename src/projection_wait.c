@@ -347,8 +347,7 @@ read_consistently(QueryDesc *query)
 		wanted = drop_unfilled(wanted, query->snapshot);
 	if (wanted == NIL)
 		return;
-	if (!saga_preloaded())
-		saga_require_preload();
+	saga_require_preload();
 	end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), saga_read_timeout);
 	if (can_have_another_snapshot(query))
 		wait_and_look_again(query, wanted, end);
