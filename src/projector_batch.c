@@ -478,6 +478,9 @@ bring_forward(SagaFeed *feed, List *projections, Datum from, Datum to,
 			saga_projection_phase(p->id, SAGA_PHASE_NONE, 0);
 		}
 	}
+	foreach(lc, d.deltas)
+		if (lfirst(lc) != NULL)
+			saga_delta_end(lfirst(lc));
 }
 
 static void
