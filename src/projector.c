@@ -651,9 +651,9 @@ turn(void)
 	if (batched || handler_wait >= 0)
 		forget_applied();
 	confirm();
+	make_views_plain(now);
 	if (batched || handler_wait == 0)
 		return;
-	make_views_plain(now);
 	if (!all)
 		return;
 	if (need == BATCH)
