@@ -12,6 +12,7 @@
 #include "miscadmin.h"
 #include "storage/lock.h"
 #include "utils/memutils.h"
+#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 #include "compat.h"
@@ -94,7 +95,9 @@ saga_handlers_follow(SagaFeed *feed, const SagaFeedRow *row, XLogRecPtr *commit)
 			return 50;
 		if (!saga_worker_enter("running handlers"))
 			saga_projector_leave();
+		PushActiveSnapshot(GetTransactionSnapshot());
 		outcome = saga_handler_follow(h, feed, row->snapshot);
+		PopActiveSnapshot();
 		saga_worker_leave(false);
 		LockReleaseAll(USER_LOCKMETHOD, true);
 		*commit = Max(*commit, XactLastCommitEnd);
