@@ -79,6 +79,35 @@
 	} while (0)
 #endif
 
+/* Query trees: Vars of joins, of GROUP BY (18), and permission entries. */
+#if PG_VERSION_NUM >= 160000
+#define saga_flatten_join_alias_vars(query, node) \
+	flatten_join_alias_vars(NULL, (query), (node))
+#define saga_rte_forget_perminfo(rte) ((rte)->perminfoindex = 0)
+#else
+#define saga_flatten_join_alias_vars(query, node) \
+	flatten_join_alias_vars((query), (node))
+#define saga_rte_forget_perminfo(rte) \
+	((rte)->checkAsUser = InvalidOid)
+#endif
+
+#if PG_VERSION_NUM >= 180000
+#define saga_flatten_group(query) \
+	do { \
+		if ((query)->hasGroupRTE) \
+		{ \
+			(query)->targetList = (List *) \
+				flatten_group_exprs(NULL, (query), (Node *) (query)->targetList); \
+			(query)->havingQual = \
+				flatten_group_exprs(NULL, (query), (query)->havingQual); \
+			(query)->hasGroupRTE = false; \
+		} \
+	} while (0)
+#else
+#define saga_flatten_group(query) ((void) 0)
+
+#endif
+
 /* Columns of outdesc from those of indesc, NULL if they are the same. */
 #if PG_VERSION_NUM >= 160000
 #define saga_attrmap_by_name(indesc, outdesc) \
