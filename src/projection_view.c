@@ -12,25 +12,19 @@
  */
 #include "postgres.h"
 
-#include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/relation.h"
 #include "access/table.h"
 #include "access/xact.h"
 #include "catalog/dependency.h"
-#include "catalog/indexing.h"
 #include "catalog/pg_class.h"
-#include "catalog/pg_depend.h"
-#include "catalog/pg_rewrite.h"
 #include "catalog/pg_type.h"
 #include "commands/tablecmds.h"
 #include "executor/spi.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
-#include "rewrite/rewriteSupport.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
-#include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
@@ -223,82 +217,19 @@ saga_storage_set_owner(int64 id, Oid owner)
 	CommandCounterIncrement();
 }
 
-/* ---- dependencies of the view ---- */
-
-/* What a view's rule depends on, so that it cannot be dropped under it. */
-static List *
-rule_dependencies(Oid rule)
-{
-	Relation	rel = table_open(DependRelationId, AccessShareLock);
-	List	   *found = NIL;
-	ScanKeyData key[2];
-	SysScanDesc scan;
-	HeapTuple	tuple;
-
-	ScanKeyInit(&key[0], Anum_pg_depend_classid, BTEqualStrategyNumber, F_OIDEQ,
-				ObjectIdGetDatum(RewriteRelationId));
-	ScanKeyInit(&key[1], Anum_pg_depend_objid, BTEqualStrategyNumber, F_OIDEQ,
-				ObjectIdGetDatum(rule));
-	scan = systable_beginscan(rel, DependDependerIndexId, true, NULL, 2, key);
-	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
-	{
-		Form_pg_depend form = (Form_pg_depend) GETSTRUCT(tuple);
-		ObjectAddress *on;
-
-		if (form->deptype != DEPENDENCY_NORMAL)
-			continue;
-		on = palloc(sizeof(ObjectAddress));
-		ObjectAddressSubSet(*on, form->refclassid, form->refobjid, form->refobjsubid);
-		found = lappend(found, on);
-	}
-	systable_endscan(scan);
-	table_close(rel, AccessShareLock);
-	return found;
-}
-
-static bool
-depends_on(List *dependencies, const ObjectAddress *on)
-{
-	ListCell   *lc;
-
-	foreach(lc, dependencies)
-	{
-		ObjectAddress *other = lfirst(lc);
-
-		if (other->classId == on->classId && other->objectId == on->objectId &&
-			other->objectSubId == on->objectSubId)
-			return true;
-	}
-	return false;
-}
-
 /*
- * Give the view another text.  With keep_dependencies it goes on depending on
- * what it depended on: the sources are no longer in its text, but must not be
- * dropped without CASCADE all the same.
+ * Give the view another text.  The plain one reads storage alone, and so does
+ * not depend on the sources: they may be altered or dropped like any table,
+ * and the projection is then rebuilt or parked.
  */
 static void
-replace_view(const SagaProgram *program, Oid view, bool plain,
-			 bool keep_dependencies)
+replace_view(const SagaProgram *program, Oid view, bool plain)
 {
-	Oid			rule = get_rewrite_oid(view, "_RETURN", false);
-	ObjectAddress self;
-	List	   *before;
-	List	   *after;
-	ListCell   *lc;
 	SagaUserSwitch save;
 
-	before = keep_dependencies ? rule_dependencies(rule) : NIL;
 	saga_as_extension_owner_begin(&save);
 	run(view_sql(program, saga_projection_name(view), true, plain));
 	saga_as_extension_owner_end(&save);
-	CommandCounterIncrement();
-
-	ObjectAddressSet(self, RewriteRelationId, get_rewrite_oid(view, "_RETURN", false));
-	after = rule_dependencies(self.objectId);
-	foreach(lc, before)
-		if (!depends_on(after, lfirst(lc)))
-			recordDependencyOn(&self, lfirst(lc), DEPENDENCY_NORMAL);
 	CommandCounterIncrement();
 }
 
@@ -350,7 +281,7 @@ make_plain(void *arg)
 
 	if (!lock_view(row))
 		return;
-	replace_view(program, row->view, true, true);
+	replace_view(program, row->view, true);
 	update_row("UPDATE saga.projection SET plain = true WHERE id = $1", row->id);
 }
 
@@ -368,7 +299,7 @@ take_place(void *arg)
 	saga_projection_lock(row->replaces);
 	if (!lock_view(row))
 		return;
-	replace_view(program, row->view, false, false);
+	replace_view(program, row->view, false);
 	saga_storage_drop(row->replaces);
 	update_row("DELETE FROM saga.projection WHERE id = $1", row->replaces);
 	update_row("UPDATE saga.projection SET replaces = NULL, plain = false WHERE id = $1", row->id);

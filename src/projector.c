@@ -559,7 +559,7 @@ look_for_work(void)
 	}
 	if (saga_projections_dirty)
 		need = Max(need, BATCH);
-	if (batch_asked || saga_batch_asked() ||
+	if (batch_asked || saga_check_pending() ||
 		(row.position < pg_atomic_read_u64(&shared->wanted_position) &&
 		 row.position < reachable))
 		need = BATCH_NOW;

@@ -157,9 +157,6 @@ extern void saga_projector_leave(void) pg_attribute_noreturn();
  */
 extern bool saga_batch(SagaFeed *feed, SagaFeedRow *row);
 
-/* Does a session wait for a comparison, which only a batch can make? */
-extern bool saga_batch_asked(void);
-
 /* Nobody's fault: to be tried again. */
 extern bool saga_error_is_transient(const ErrorData *error);
 

@@ -518,22 +518,13 @@ check_all(const SagaFeedRow *row)
 	}
 }
 
-static SagaCheckTicket tickets[SAGA_MAX_CHECKS];
-static int	ntickets = 0;
-
-bool
-saga_batch_asked(void)
-{
-	while (ntickets < SAGA_MAX_CHECKS && saga_check_take(&tickets[ntickets]))
-		ntickets++;
-	return ntickets > 0;
-}
-
 /* Requests for a comparison, answered under S with this batch's contents. */
 static void
 answer_checks(XLogRecPtr position)
 {
-	for (int i = 0; i < ntickets; i++)
+	SagaCheckTicket ticket;
+
+	while (saga_check_take(&ticket))
 	{
 		SagaProjection *p = NULL;
 		int64		missing = 0;
@@ -541,18 +532,17 @@ answer_checks(XLogRecPtr position)
 		ListCell   *lc;
 
 		foreach(lc, saga_projections)
-			if (((SagaProjection *) lfirst(lc))->id == tickets[i].id)
+			if (((SagaProjection *) lfirst(lc))->id == ticket.id)
 				p = lfirst(lc);
 		if (p == NULL || !is_joined(p))
 		{
-			saga_check_answer(&tickets[i], 0, 0, position, GetCurrentTimestamp(),
+			saga_check_answer(&ticket, 0, 0, position, GetCurrentTimestamp(),
 							  "the projection is not being followed");
 			continue;
 		}
 		saga_apply_check(p->apply, &missing, &extra);
-		saga_check_answer(&tickets[i], missing, extra, position, GetCurrentTimestamp(), NULL);
+		saga_check_answer(&ticket, missing, extra, position, GetCurrentTimestamp(), NULL);
 	}
-	ntickets = 0;
 }
 
 /* ------------------------------------------------------------------ batch */
