@@ -566,6 +566,27 @@ look_for_work(void)
 	return need;
 }
 
+/* Transactions that are decoded and not applied, for saga.stat_projections. */
+static void
+count_waiting(void)
+{
+	int64		unseen = 0;
+	dlist_iter	iter;
+	ListCell   *lc;
+
+	dlist_foreach(iter, &feed->txns)
+		if (!saga_snapshot_sees(row.snapshot, dlist_container(SagaFeedTxn, node, iter.cur)->xid))
+			unseen++;
+	foreach(lc, saga_projections)
+	{
+		SagaProjection *p = lfirst(lc);
+		bool		own = p->state != SAGA_P_FOLLOWING || p->snapshot != (Datum) 0;
+
+		pg_atomic_write_u64(&saga_projection_stat(p->id)->waiting,
+							(uint64) (own ? feed->ntxns : unseen));
+	}
+}
+
 static void
 publish(void)
 {
@@ -589,6 +610,7 @@ batch(void)
 	batch_asked = false;
 	last_commit = Max(last_commit, XactLastCommitEnd);
 	publish();
+	count_waiting();
 	deferred_wait = 1;
 	ended = saga_now();
 	cost = ended - began;

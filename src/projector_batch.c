@@ -377,6 +377,7 @@ park(SagaProjection *p, const ErrorData *error, const SagaFeedRow *row)
 		ereport(LOG,
 				(errmsg("projection %s could not follow: %s", p->name, error->message),
 				 errcontext("%s", error->context)));
+	pg_atomic_fetch_add_u64(&saga_projection_stat(p->id)->errors, 1);
 	if (p->snapshot == (Datum) 0)
 		saga_set_snapshot(p, row->snapshot, row->position);
 	saga_set_state(p, SAGA_P_PARKED, false, reason,
