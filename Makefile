@@ -2,7 +2,7 @@
 #
 #   make            build for the PostgreSQL that PG_CONFIG names
 #   make install    install it there
-#   make demo       the orders example, on throw-away servers
+#   make demo       the examples, on throw-away servers
 #   make check      all tests, on throw-away servers
 #   make check-regress | check-isolation | check-tap [TESTS='t/001_basic.pl']
 #                   one kind of them
@@ -27,6 +27,7 @@ export PG_MAJOR TESTS SIM_ARGS
 .PHONY: $(ours)
 demo:
 	@$(here)tools/sandbox examples/orders/demo
+	@$(here)tools/sandbox examples/cqrs/demo
 check:
 	@$(here)tools/check build sim regress isolation tap
 check-build check-sim check-regress check-isolation check-tap: check-%:

@@ -14,9 +14,10 @@
 # so; it commits, synchronously or not, rolls back, or goes through PREPARE.
 # Errors (a key that exists, a deadlock) only cost their own transaction.
 #
-# A table is { key => [names], rows => about so many, truncate => 1 if small,
-# columns => [ [name, type, percent of NULLs], ... ] }; a type is one of those
-# of literal() or a closure that is given this object and returns SQL.
+# A table is { key => [names], rows => about so many, truncate => 1 if small (or
+# the SQL that fills it again), weight => how often it is written (1), keep => 1
+# if rarely deleted from, columns => [ [name, type, percent of NULLs], ... ] }; a type is one of those of literal()
+# or a closure that is given this object and returns SQL.
 package Writers;
 
 use strict;
@@ -37,6 +38,10 @@ sub new
         settings => $arg{settings} // '',
         pids => [],
     }, $class;
+    for my $name (sort keys %{ $self->{tables} })
+    {
+        push @{ $self->{often} }, ($name) x ($self->{tables}{$name}{weight} // 1);
+    }
     $self->seed($self->{seed});
     return $self;
 }
@@ -121,11 +126,13 @@ sub some_rows
 sub statement
 {
     my ($self) = @_;
-    my $name = $self->pick(sort keys %{ $self->{tables} });
+    my $name = $self->pick(@{ $self->{often} });
     my $table = $self->{tables}{$name};
     my @columns = @{ $table->{columns} };
     my %is_key = map { $_ => 1 } @{ $table->{key} };
     my $kind = $self->int(100);
+    # small tables that all the others refer to are rarely deleted from
+    $kind = 0 if $table->{keep} && $kind >= 40 && $kind < 65 && $self->chance(85);
     if ($kind < 40)
     {
         my $conflict = '';
@@ -163,6 +170,7 @@ sub statement
     }
     if ($kind < 69 && $table->{truncate} && $self->{truncate})
     {
+        return "TRUNCATE $name;\n$table->{truncate};\n" if $table->{truncate} ne '1';
         return "TRUNCATE $name;\n" . "INSERT INTO $name (" . $self->names($table) . ') VALUES '
           . join(', ', map { $self->row($table) } 1 .. 4) . (%is_key ? ' ON CONFLICT DO NOTHING' : '') . ";\n";
     }
