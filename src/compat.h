@@ -105,6 +105,7 @@
 	} while (0)
 #else
 #define saga_flatten_group(query) ((void) 0)
+#endif
 
 #endif
 

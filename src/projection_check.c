@@ -10,9 +10,11 @@
 #include "access/nbtree.h"
 #include "access/htup_details.h"
 #include "catalog/catalog.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_collation.h"
 #include "catalog/pg_inherits.h"
+#include "catalog/pg_namespace.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "access/table.h"
@@ -25,6 +27,7 @@
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
+#include "utils/regproc.h"
 #include "utils/rel.h"
 #include "utils/rls.h"
 #include "utils/syscache.h"
@@ -260,10 +263,12 @@ check_source(RangeTblEntry *rte)
 			SAGA_REFUSE(errmsg("\"%s\" is a materialized view", name),
 						errdetail("What REFRESH does to it cannot be followed."),
 						errhint("Make a projection of its query, and read that."));
+			break;
 		case RELKIND_FOREIGN_TABLE:
 			SAGA_REFUSE(errmsg("\"%s\" is a foreign table", name),
 						errdetail("Its changes are not in the WAL of this server."),
 						errhint("Subscribe to the table with saga.create_source()."));
+			break;
 		default:
 			SAGA_REFUSE(errmsg("\"%s\" is not a table", name),
 						errdetail("Only changes to tables are followed."),
@@ -372,10 +377,12 @@ check_walker(Node *node, CheckContext *context)
 			SAGA_REFUSE(errmsg("CURRENT_DATE, CURRENT_USER and the like cannot be part of a projection"),
 						errdetail("Its rows would change without any change to a table."),
 						errhint("Keep the column, and compare it with CURRENT_DATE or CURRENT_USER when reading the projection."));
+			break;
 		case T_NextValueExpr:
 			SAGA_REFUSE(errmsg("nextval() cannot be part of a projection"),
 						errdetail("Its result changes at every call."),
 						errhint("Use the key of the table."));
+			break;
 		case T_Param:
 			if (((Param *) node)->paramkind == PARAM_EXTERN)
 				SAGA_REFUSE(errmsg("a projection has no parameters"),
@@ -504,4 +511,11 @@ saga_type_image_equal(Oid type, int32 typmod, Oid collation)
 		return false;
 	return DatumGetBool(OidFunctionCall1Coll(support, collation,
 											 ObjectIdGetDatum(entry->btree_opintype)));
+}
+
+/* Elements and columns included. */
+bool
+saga_type_hashable(Oid type)
+{
+	return OidIsValid(lookup_type_cache(type, TYPECACHE_HASH_EXTENDED_PROC)->hash_extended_proc);
 }

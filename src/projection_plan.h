@@ -95,13 +95,19 @@ typedef struct SagaBlock
 								 * or NIL */
 } SagaBlock;
 
+typedef struct SagaStagedText
+{
+	char	   *text;
+	int			stage;
+} SagaStagedText;
+
 /* What the planner of one program carries along. */
 typedef struct SagaPlanner
 {
 	SagaProgram *program;
 	List	   *key;			/* output columns to recompute by (of char *) */
-	List	   *texts;			/* of char *: query of each stage, to find one
-								 * that is there already */
+	List	   *texts;			/* of SagaStagedText *: to find the stage of a
+								 * query that is there already */
 	bool		deterministic;
 } SagaPlanner;
 
@@ -134,6 +140,7 @@ extern void saga_query_check_output(Query *query);
 extern void saga_check_rights(SagaProgram *program);
 extern bool saga_type_image_equal(Oid type, int32 typmod, Oid collation);
 extern bool saga_type_groupable(Oid type);
+extern bool saga_type_hashable(Oid type);
 
 /* ---- projection_tree.c: tools on trees ---- */
 typedef Node *(*SagaVarMapper) (Var *var, void *arg);
@@ -159,6 +166,8 @@ extern int	saga_rte_stage(const RangeTblEntry *rte);	/* number, or -1 */
 extern bool saga_rte_input(const RangeTblEntry *rte);
 extern void saga_collect_inputs(Node *node, List **relids,
 								Bitmapset **stages);
+extern Node *saga_whole_row(Query *query, Var *var);
+extern bool saga_reads_one_rows(SagaProgram *program, Node *expr);
 extern Var *saga_var_of(Query *query, int rtindex, AttrNumber attno);
 extern bool saga_one_row(SagaProgram *program, const RangeTblEntry *rte);
 extern List *saga_core_identity(SagaPlanner *planner, Query *core);
@@ -170,9 +179,11 @@ extern int	saga_stage_add(SagaPlanner *planner, SagaBlock *block,
 
 /* ---- projection_class.c ---- */
 extern int	saga_plan_query(SagaPlanner *planner, Query *query, bool top);
-extern List *saga_expand_unions(Query *core);
-extern SagaStatement *saga_output_delta(SagaProgram *program,
-										SagaStage *stage);
+extern int	saga_plan_full(SagaPlanner *planner, Query *query, bool top,
+						   const char *reason);
+extern Query *saga_select_stage(SagaPlanner *planner, int stage);
+extern bool saga_linear(Query *query);
+extern bool saga_make_distinct(Query *query);
 
 /* ---- projection_groups.c ---- */
 extern bool saga_groups_invertible(Query *query, SagaClass *class,
@@ -194,9 +205,22 @@ extern List *saga_rows_maintain(SagaProgram *program, SagaStage *stage,
 extern char *saga_rows_fresh(SagaProgram *program, SagaStage *stage);
 extern char *saga_consolidate(List *columns, const char *terms);
 extern void saga_set_view(SagaBlock *block, Query *view, bool top);
+extern SagaStatement *saga_output_delta(SagaProgram *program,
+										SagaStage *stage);
+extern SagaStatement *saga_put_out(SagaProgram *program, SagaStage *stage,
+								   const char *rows);
 extern char *saga_touched_sql(SagaProgram *program, SagaStage *stage);
 
+/* ---- projection_skeleton.c ---- */
+extern List *saga_skeletons(SagaProgram *program, SagaBlock *block,
+							RangeTblEntry *target, SagaChanges *changes);
+
 /* ---- projection_keys.c ---- */
+extern List *saga_core_key(SagaPlanner *planner, Query *query);
+extern List *saga_grouping_key(SagaPlanner *planner, Query *query);
+extern List *saga_user_keys(SagaPlanner *planner, Query *query, List *allowed);
+extern bool saga_keys_work(SagaPlanner *planner, Query *query, List *keys,
+						   const char **reason);
 extern SagaBlock *saga_keyed_block(SagaPlanner *planner, Query *query,
 								   List *keys, int number, bool top);
 extern char *saga_keyed_fresh(SagaProgram *program, SagaStage *stage,
@@ -206,6 +230,10 @@ extern List *saga_keyed_maintain(SagaProgram *program, SagaStage *stage,
 
 /* ---- projection_sql.c ---- */
 extern char *saga_deparse(SagaProgram *program, Query *query);
+extern char *saga_deparse_raw(Query *query);
+extern char *saga_expr_sql(SagaProgram *program, Query *query, Expr *expr);
+extern char *saga_row_sql(List *columns, const char *alias);
+extern char *saga_hash_sql(List *columns, const char *alias);
 extern Query *saga_parse_over_storage(int stage, List *columns,
 									  const char *select_list);
 extern char *saga_core_terms(SagaProgram *program, List *cores,
@@ -234,5 +262,6 @@ extern List *saga_sets_maintain(SagaProgram *program, SagaStage *stage,
 								SagaChanges *changes);
 extern char *saga_sets_fresh(SagaProgram *program, SagaStage *stage);
 extern bool saga_union_all_linear(Query *query);
+extern List *saga_expand_unions(Query *core);
 
 #endif							/* SAGA_PROJECTION_PLAN_H */

@@ -205,8 +205,9 @@ find_sources(SagaProgram *program)
 		columns_walker((Node *) stage->block->query, &context);
 		saga_collect_inputs((Node *) stage->block->query, &mine, &ignored);
 		foreach(r, mine)
-			stage->sources = bms_add_member(stage->sources,
-											list_cell_number(relids, list_member_oid_cell(relids, lfirst_oid(r))));
+			for (int i = 0; i < list_length(relids); i++)
+				if (list_nth_oid(relids, i) == lfirst_oid(r))
+					stage->sources = bms_add_member(stage->sources, i);
 	}
 }
 
@@ -385,9 +386,7 @@ stored_as(SagaProgram *program, SagaStage *stage, const char *name)
 						errdetail("It is computed from more than one stored row."),
 						errhint("Index other columns."));
 		return psprintf("(%s)",
-						deparse_expression((Node *) tle->expr,
-										   saga_deparse_context(stage), false,
-										   false));
+						saga_expr_sql(program, stage->block->view, tle->expr));
 	}
 	return NULL;
 }

@@ -10,6 +10,7 @@
  */
 #include "postgres.h"
 
+#include "access/sysattr.h"
 #include "access/table.h"
 #include "catalog/pg_aggregate.h"
 #include "catalog/pg_class.h"
@@ -328,6 +329,7 @@ inline_ctes(Query *query)
 {
 	List	   *ctes = query->cteList;
 	bool		recursive = query->hasRecursive;
+	ListCell   *lc;
 
 	/* the levels below first: their WITH lists may use ours, not conversely */
 	query_tree_walker(query, inline_ctes_walker, NULL, QTW_IGNORE_JOINALIASES);
@@ -430,6 +432,19 @@ plain_columns(RangeTblEntry *rte)
 #define FLATTEN(query, field) \
 	((field) = (void *) saga_flatten_join_alias_vars((query), (Node *) (field)))
 
+/* A table without children has one tableoid. */
+static Node *
+tableoid_mapper(Var *var, void *arg)
+{
+	RangeTblEntry *rte = rt_fetch(var->varno, ((Query *) arg)->rtable);
+
+	if (var->varattno != TableOidAttributeNumber ||
+		rte->rtekind != RTE_RELATION)
+		return NULL;
+	return (Node *) makeConst(OIDOID, -1, InvalidOid, sizeof(Oid),
+							  ObjectIdGetDatum(rte->relid), false, true);
+}
+
 static void
 flatten_joins(Query *query)
 {
@@ -480,6 +495,7 @@ flatten_joins(Query *query)
 		}
 	}
 	plain_joins(query, (Node *) query->jointree);
+	*query = *(Query *) saga_map_vars((Node *) query, tableoid_mapper, query);
 	query_tree_walker(query, flatten_joins_walker, NULL,
 					  QTW_IGNORE_JOINALIASES);
 }

@@ -52,16 +52,31 @@ saga_set_view(SagaBlock *block, Query *view, bool top)
 	block->out = saga_target_columns(view->targetList);
 }
 
-/* The output of the groups (rows, keys) in saga_gN, with a weight. */
+/* The output of a view over rows with saga_w, which it then has too. */
 static char *
-touched(SagaProgram *program, SagaStage *stage, int weight)
+weighted_output(SagaProgram *program, SagaStage *stage, const char *rows)
 {
 	Query	   *view = copyObject(stage->block->view);
+	RangeTblEntry *rte = rt_fetch(1, view->rtable);
 
-	rt_fetch(1, view->rtable)->enrname = psprintf("saga:touched %d",
-												  stage->number);
-	return psprintf("SELECT v.*, %d::bigint AS " SAGA_WEIGHT " FROM (%s) v",
-					weight, saga_deparse(program, view));
+	rte->enrname = pstrdup(rows);
+	rte->eref->colnames = lappend(rte->eref->colnames, makeString(SAGA_WEIGHT));
+	rte->coltypes = lappend_oid(rte->coltypes, INT8OID);
+	rte->coltypmods = lappend_int(rte->coltypmods, -1);
+	rte->colcollations = lappend_oid(rte->colcollations, InvalidOid);
+	saga_target(view, (Expr *) makeVar(1, list_length(rte->coltypes), INT8OID,
+									   -1, InvalidOid, 0), SAGA_WEIGHT);
+	return saga_deparse(program, view);
+}
+
+/* The output of what saga_gN touched, coming (1) or going (-1). */
+static char *
+touched(SagaProgram *program, SagaStage *stage, int sign)
+{
+	return psprintf("SELECT %s, %d * " SAGA_WEIGHT " AS " SAGA_WEIGHT " FROM (%s) v WHERE " SAGA_WEIGHT " > 0",
+					saga_column_list(stage->block->out, -1, NULL), sign,
+					weighted_output(program, stage,
+									psprintf("saga:touched %d", stage->number)));
 }
 
 char *
@@ -393,37 +408,6 @@ saga_rows_block(SagaPlanner *planner, Query *query, int number, bool top)
 
 /* ---- statements ---- */
 
-/* ROW(...) of the columns of rows, and the hash by which they are found. */
-static char *
-row_sql(SagaBlock *block, const char *alias)
-{
-	return psprintf("ROW(%s)",
-					saga_column_list(block->columns,
-									 list_length(block->columns) - 2, alias));
-}
-
-static char *
-hash_sql(SagaBlock *block, const char *alias)
-{
-	StringInfoData buf;
-	int			n = list_length(block->columns) - 2;
-
-	initStringInfo(&buf);
-	for (int i = 0; i < n; i++)
-	{
-		SagaColumn *column = list_nth(block->columns, i);
-		TypeCacheEntry *entry = lookup_type_cache(column->type,
-												  TYPECACHE_HASH_EXTENDED_PROC);
-
-		if (OidIsValid(entry->hash_extended_proc))
-			appendStringInfo(&buf, "%s%s.%s", buf.len == 0 ? "" : ", ", alias,
-							 quote_identifier(column->name));
-	}
-	if (buf.len == 0)
-		return "0::bigint";
-	return psprintf("hash_record_extended(ROW(%s), 0)", buf.data);
-}
-
 /* The columns before saga_h and saga_n. */
 static List *
 plain_columns(SagaBlock *block)
@@ -440,28 +424,18 @@ saga_rows_fresh(SagaProgram *program, SagaStage *stage)
 	if (block->kind == SAGA_BLOCK_COUNTED)
 		return psprintf("SELECT %s, %s AS saga_h, d.saga_w AS saga_n FROM (%s) d",
 						saga_column_list(plain_columns(block), -1, "d"),
-						hash_sql(block, "d"),
+						saga_hash_sql(plain_columns(block), "d"),
 						saga_consolidate(plain_columns(block), rows));
 	return psprintf("SELECT %s FROM (%s) d",
 					saga_column_list(block->columns, -1, "d"), rows);
 }
 
-/* The stage's delta, from storage rows with weights in g. */
-static SagaStatement *
-put_out(SagaProgram *program, SagaStage *stage, char *g)
+/* The stage's delta, from storage rows with weights in 'g'. */
+SagaStatement *
+saga_put_out(SagaProgram *program, SagaStage *stage, const char *g)
 {
-	Query	   *view = copyObject(stage->block->view);
-	RangeTblEntry *rte = rt_fetch(1, view->rtable);
-
-	rte->enrname = g;
-	rte->eref->colnames = lappend(rte->eref->colnames, makeString(SAGA_WEIGHT));
-	rte->coltypes = lappend_oid(rte->coltypes, INT8OID);
-	rte->coltypmods = lappend_int(rte->coltypmods, -1);
-	rte->colcollations = lappend_oid(rte->colcollations, InvalidOid);
-	saga_target(view, (Expr *) makeVar(1, list_length(rte->coltypes), INT8OID,
-									   -1, InvalidOid, 0), SAGA_WEIGHT);
 	return saga_statement(saga_consolidate(stage->block->out,
-										   saga_deparse(program, view)),
+										   weighted_output(program, stage, g)),
 						  stage->delta, NULL);
 }
 
@@ -504,7 +478,7 @@ keyed_rows(SagaProgram *program, SagaStage *stage, char *terms, bool sums)
 					 saga_column_list(block->columns, -1, "excluded"));
 	result = lappend(result, saga_statement(buf.data, NULL, g));
 	if (stage->feeds)
-		result = lappend(result, put_out(program, stage, g));
+		result = lappend(result, saga_put_out(program, stage, g));
 	return result;
 }
 
@@ -515,13 +489,13 @@ counted_rows(SagaProgram *program, SagaStage *stage, char *terms)
 	char	   *g = psprintf("saga_g%d", stage->number);
 	List	   *plain = plain_columns(block);
 	char	   *match = psprintf("s.saga_h = g.saga_h AND %s OPERATOR(pg_catalog.*=) %s",
-								 row_sql(block, "s"), row_sql(block, "g"));
+								 saga_row_sql(plain, "s"), saga_row_sql(plain, "g"));
 	List	   *result = NIL;
 
 	result = lappend(result,
 					 saga_statement(psprintf("SELECT %s, %s AS saga_h, d.saga_w FROM (%s) d",
 											 saga_column_list(plain, -1, "d"),
-											 hash_sql(block, "d"),
+											 saga_hash_sql(plain_columns(block), "d"),
 											 saga_consolidate(plain, terms)),
 									g, NULL));
 	result = lappend(result,
@@ -540,7 +514,7 @@ counted_rows(SagaProgram *program, SagaStage *stage, char *terms)
 											 stage->storage, g, match),
 									NULL, g));
 	if (stage->feeds)
-		result = lappend(result, put_out(program, stage, g));
+		result = lappend(result, saga_put_out(program, stage, g));
 	return result;
 }
 
@@ -555,4 +529,3 @@ saga_rows_maintain(SagaProgram *program, SagaStage *stage, SagaChanges *changes)
 		return counted_rows(program, stage, terms);
 	return keyed_rows(program, stage, terms, nterms > 1);
 }
-'''

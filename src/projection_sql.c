@@ -151,11 +151,11 @@ saga_parse_over_storage(int stage, List *columns, const char *select_list)
 	return query;
 }
 
+/* With its tokens. */
 char *
-saga_deparse(SagaProgram *program, Query *query)
+saga_deparse_raw(Query *query)
 {
 	int			nestlevel = NewGUCNestLevel();
-	StringInfoData buf;
 	char	   *text;
 
 	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET,
@@ -164,11 +164,40 @@ saga_deparse(SagaProgram *program, Query *query)
 							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	text = pg_get_querydef(copyObject(query), false);
 	AtEOXact_GUC(false, nestlevel);
+	return text;
+}
+
+char *
+saga_deparse(SagaProgram *program, Query *query)
+{
+	StringInfoData buf;
 
 	initStringInfo(&buf);
-	expand_tokens(program, text, &buf);
-	pfree(text);
+	expand_tokens(program, saga_deparse_raw(query), &buf);
 	return buf.data;
+}
+
+/* One expression of a query over one relation. */
+char *
+saga_expr_sql(SagaProgram *program, Query *query, Expr *expr)
+{
+	Query	   *one = copyObject(query);
+	char	   *text;
+	char	   *end;
+
+	one->targetList = NIL;
+	one->sortClause = NIL;
+	one->limitCount = one->limitOffset = NULL;
+	one->jointree->quals = NULL;
+	saga_target(one, copyObject(expr), "saga_expression");
+	text = saga_deparse(program, one);
+	end = strstr(text, " AS saga_expression");
+	if (end == NULL)
+		elog(ERROR, "unexpected text: %s", text);
+	*end = '\0';
+	while (*text == ' ')
+		text++;
+	return text + strlen("SELECT ");
 }
 
 /* The rows of storage as often as they are to be shown. */
@@ -215,10 +244,24 @@ expand_token(SagaProgram *program, const char *token, StringInfo buf)
 		SagaStage  *stage = get_stage(program, number);
 		List	   *columns = stage->block->columns;
 
-		appendStringInfo(buf, "(SELECT %s FROM %s s, saga_g%d g WHERE %s)",
-						 saga_column_list(columns, -1, "s"), stage->storage,
+		appendStringInfo(buf, "(SELECT %s, (%s)::bigint AS " SAGA_WEIGHT " FROM %s s, saga_g%d g WHERE %s)",
+						 saga_column_list(columns, -1, "s"),
+						 stage->block->multiplicity == NULL ? "1" :
+						 stage->block->multiplicity, stage->storage,
 						 number, saga_key_join(columns, stage->block->nkeys,
 											   "s", "g"));
+	}
+	else if (sscanf(token, "saga:diff %d", &number) == 1)
+	{
+		SagaStage  *stage = get_stage(program, number);
+		List	   *columns = stage->block->columns;
+		const char *n = stage->block->multiplicity;
+
+		if (n == NULL)
+			n = "1";
+		appendStringInfo(buf, "(SELECT %s, greatest(%s, 0)::bigint AS " SAGA_WEIGHT " FROM saga_y%d s UNION ALL SELECT %s, - greatest(%s, 0)::bigint FROM saga_x%d s)",
+						 saga_column_list(columns, -1, "s"), n, number,
+						 saga_column_list(columns, -1, "s"), n, number);
 	}
 	else if (sscanf(token, "saga:both s%d", &number) == 1)
 	{
@@ -382,6 +425,12 @@ times(Expr *left, Expr *right)
 								 InvalidOid, InvalidOid, COERCE_EXPLICIT_CALL);
 }
 
+static Node *
+whole_row_mapper(Var *var, void *arg)
+{
+	return var->varattno == 0 ? saga_whole_row(arg, var) : NULL;
+}
+
 static void
 add_term(SagaProgram *program, Query *term, Expr *weight, StringInfo buf)
 {
@@ -389,6 +438,7 @@ add_term(SagaProgram *program, Query *term, Expr *weight, StringInfo buf)
 		weight = (Expr *) makeConst(INT8OID, -1, InvalidOid, sizeof(int64),
 									Int64GetDatum(1), false, true);
 	saga_target(term, weight, SAGA_WEIGHT);
+	term = (Query *) saga_map_vars((Node *) term, whole_row_mapper, term);
 	if (buf->len > 0)
 		appendStringInfoString(buf, " UNION ALL ");
 	appendStringInfo(buf, "(%s)", saga_deparse(program, term));
@@ -545,6 +595,32 @@ saga_column_list(List *columns, int n, const char *alias)
 						 quote_identifier(column->name));
 	}
 	return buf.data;
+}
+
+/* ROW(...), to be compared by image. */
+char *
+saga_row_sql(List *columns, const char *alias)
+{
+	return psprintf("ROW(%s)", saga_column_list(columns, -1, alias));
+}
+
+/* A hash of what can be hashed: equal images have equal ones. */
+char *
+saga_hash_sql(List *columns, const char *alias)
+{
+	List	   *hashed = NIL;
+	ListCell   *lc;
+
+	foreach(lc, columns)
+	{
+		SagaColumn *column = lfirst(lc);
+
+		if (saga_type_hashable(column->type))
+			hashed = lappend(hashed, column);
+	}
+	if (hashed == NIL)
+		return "0::bigint";
+	return psprintf("hash_record_extended(%s, 0)", saga_row_sql(hashed, alias));
 }
 
 /* An operator as it is to be written under pg_catalog. */

@@ -608,3 +608,63 @@ saga_one_row(SagaProgram *program, const RangeTblEntry *rte)
 	return stage >= 0 &&
 		((SagaStage *) list_nth(program->stages, stage))->block->one_group;
 }
+
+/* A whole row of what became a delta must not show the weight. */
+Node *
+saga_whole_row(Query *query, Var *var)
+{
+	RangeTblEntry *rte = rt_fetch(var->varno, query->rtable);
+	RowExpr    *row;
+	int			attno = 0;
+	ListCell   *lc;
+
+	if (var->varattno != 0 || rte->rtekind != RTE_NAMEDTUPLESTORE)
+		return (Node *) var;
+	row = makeNode(RowExpr);
+	row->row_typeid = var->vartype;
+	row->row_format = COERCE_EXPLICIT_CALL;
+	row->location = -1;
+	foreach(lc, rte->coltypes)
+	{
+		const char *name = strVal(list_nth(rte->eref->colnames, attno));
+
+		attno++;
+		if (!OidIsValid(lfirst_oid(lc)))
+		{
+			row->args = lappend(row->args, makeNullConst(INT4OID, -1, InvalidOid));
+			row->colnames = lappend(row->colnames, makeString(""));
+			continue;
+		}
+		if (strcmp(name, SAGA_WEIGHT) == 0)
+			continue;
+		row->args = lappend(row->args, saga_var_of(query, var->varno, attno));
+		row->colnames = lappend(row->colnames, makeString(pstrdup(name)));
+	}
+	return (Node *) row;
+}
+
+/* Do sublinks of an expression read nothing but stages of one row? */
+static bool
+one_rows_walker(Node *node, SagaProgram *program)
+{
+	if (node == NULL)
+		return false;
+	if (IsA(node, SubLink))
+	{
+		SubLink    *link = (SubLink *) node;
+		Query	   *sub = castNode(Query, link->subselect);
+
+		if (link->subLinkType != EXPR_SUBLINK ||
+			list_length(sub->rtable) != 1 || sub->jointree->quals != NULL ||
+			!saga_one_row(program, linitial(sub->rtable)))
+			return true;
+		return false;
+	}
+	return expression_tree_walker(node, one_rows_walker, (void *) program);
+}
+
+bool
+saga_reads_one_rows(SagaProgram *program, Node *expr)
+{
+	return !one_rows_walker(expr, program);
+}
