@@ -107,8 +107,6 @@
 #define saga_flatten_group(query) ((void) 0)
 #endif
 
-#endif
-
 /* Columns of outdesc from those of indesc, NULL if they are the same. */
 #if PG_VERSION_NUM >= 160000
 #define saga_attrmap_by_name(indesc, outdesc) \
