@@ -1363,6 +1363,12 @@ RETURNS regclass LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_create_projecti
 COMMENT ON FUNCTION saga.create_projection(text, text, text, text[], text[], text, text, interval)
 IS 'Create a view whose contents are kept up from the WAL; until they are filled in, it runs the query itself';
 
+CREATE FUNCTION saga.explain_projection(query text, OUT stage integer, OUT class text, OUT what text, OUT reason text,
+    OUT missing_index text, OUT replica_identity text)
+RETURNS SETOF record LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_explain_projection';
+COMMENT ON FUNCTION saga.explain_projection(text)
+IS 'How each part of a query would be kept up, why so, and what indexes and replica identities it lacks';
+
 CREATE FUNCTION saga.replace_projection(
     name text,
     query text,
@@ -1585,7 +1591,7 @@ GRANT EXECUTE ON FUNCTION saga.verb_(uuid, text, text, jsonb, boolean, text, boo
     saga.skip_step(uuid, text, jsonb, text, boolean, boolean) TO saga_user, saga_operator;
 GRANT EXECUTE ON FUNCTION saga.check_log(uuid) TO saga_operator, saga_monitor;
 GRANT EXECUTE ON FUNCTION saga.create_projection(text, text, text, text[], text[], text, text, interval),
-    saga.replace_projection(text, text, text[], text[], text, text), saga.rename_projection(text, text),
+    saga.explain_projection(text), saga.replace_projection(text, text, text[], text[], text, text), saga.rename_projection(text, text),
     saga.drop_projection(text), saga.pause_projection(text), saga.resume_projection(text),
     saga.rebuild_projection(text, text), saga.alter_projection_owner(text, name), saga.check_projection(text)
     TO saga_user;

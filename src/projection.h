@@ -128,6 +128,13 @@ extern List *saga_stage_fill(SagaProgram *program, SagaStage *stage);
  */
 extern List *saga_stage_diff(SagaProgram *program, SagaStage *stage);
 
+/*
+ * Tables (OIDs) whose updates and deletes the WAL does not tell in full, of the
+ * given sources (indexes; NULL: of all).
+ */
+extern List *saga_tables_without_identity(const SagaProgram *program,
+										  const Bitmapset *sources);
+
 /* ---- deltas (projection_delta.c) ---- */
 
 typedef struct SagaDelta

@@ -204,61 +204,11 @@ require_class(const SagaProgram *program, SagaClass class)
 					 saga_class_name(program->class))));
 }
 
-/*
- * Does the WAL tell what a row was before it was updated or deleted, in all
- * columns that the query uses?
- */
-static bool
-identity_covers(Relation rel, const SagaSource *source)
-{
-	Bitmapset  *identity;
-	bool		covered = true;
-
-	if (rel->rd_rel->relreplident == REPLICA_IDENTITY_FULL)
-		return true;
-	identity = RelationGetIndexAttrBitmap(rel, INDEX_ATTR_BITMAP_IDENTITY_KEY);
-	for (int i = -1; covered && (i = bms_next_member(source->columns, i)) >= 0;)
-	{
-		/* partitions may have them in another order */
-		AttrNumber	column = get_attnum(RelationGetRelid(rel),
-										NameStr(TupleDescAttr(source->desc, i - 1)->attname));
-
-		covered = bms_is_member(column - FirstLowInvalidHeapAttributeNumber, identity);
-	}
-
-	/* without any index, not even that a row went is told */
-	return covered && !bms_is_empty(identity);
-}
-
-static List *
-tables_without_identity(const SagaProgram *program)
-{
-	List	   *lacking = NIL;
-	ListCell   *lc;
-
-	foreach(lc, program->sources)
-	{
-		SagaSource *source = lfirst(lc);
-		ListCell   *lt;
-
-		foreach(lt, find_all_inheritors(source->relid, AccessShareLock, NULL))
-		{
-			Relation	rel = table_open(lfirst_oid(lt), NoLock);
-
-			if (rel->rd_rel->relkind == RELKIND_RELATION &&
-				!identity_covers(rel, source))
-				lacking = list_append_unique_oid(lacking, lfirst_oid(lt));
-			table_close(rel, NoLock);
-		}
-	}
-	return lacking;
-}
-
 /* Set it, or say what to set. */
 static void
 require_replica_identity(const SagaProgram *program, bool set)
 {
-	List	   *lacking = tables_without_identity(program);
+	List	   *lacking = saga_tables_without_identity(program, NULL);
 	StringInfoData statements;
 	StringInfoData names;
 	ListCell   *lc;
