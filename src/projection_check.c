@@ -498,6 +498,8 @@ saga_type_image_equal(Oid type, int32 typmod, Oid collation)
 	type = getBaseTypeAndTypmod(type, &typmod);
 	if (type == NUMERICOID)
 		return typmod >= 0;		/* one scale for all values */
+	if (type == BPCHAROID && typmod >= 0)
+		return get_collation_isdeterministic(collation);	/* all padded */
 	if (get_typtype(type) == TYPTYPE_ENUM)
 		return true;
 	if (OidIsValid(get_element_type(type)))

@@ -962,6 +962,7 @@ saga_plan_query(SagaPlanner *planner, Query *query, bool top)
 	int			stage;
 
 	check_stack_depth();
+	saga_query_pull_up(query);
 	if (query->limitCount != NULL || query->limitOffset != NULL)
 	{
 		planner->deterministic = false;

@@ -29,235 +29,7 @@
 
 #include "projection_plan.h"
 
-/* ---- which aggregates ---- */
-
-typedef enum AggKind
-{
-	AGG_NONE,
-	AGG_COUNT,
-	AGG_SUM,
-	AGG_AVG,
-	AGG_VAR_SAMP,
-	AGG_VAR_POP,
-	AGG_STDDEV_SAMP,
-	AGG_STDDEV_POP,
-	AGG_BOOL_AND,
-	AGG_BOOL_OR,
-	AGG_MIN,
-	AGG_MAX,
-} AggKind;
-
-static const struct
-{
-	const char *name;
-	AggKind		kind;
-}			agg_names[] =
-{
-	{"count", AGG_COUNT},
-	{"sum", AGG_SUM},
-	{"avg", AGG_AVG},
-	{"variance", AGG_VAR_SAMP},
-	{"var_samp", AGG_VAR_SAMP},
-	{"var_pop", AGG_VAR_POP},
-	{"stddev", AGG_STDDEV_SAMP},
-	{"stddev_samp", AGG_STDDEV_SAMP},
-	{"stddev_pop", AGG_STDDEV_POP},
-	{"bool_and", AGG_BOOL_AND},
-	{"every", AGG_BOOL_AND},
-	{"bool_or", AGG_BOOL_OR},
-	{"min", AGG_MIN},
-	{"max", AGG_MAX},
-};
-
-static Expr *
-agg_arg(Aggref *agg)
-{
-	return agg->args == NIL ? NULL :
-		linitial_node(TargetEntry, agg->args)->expr;
-}
-
-/* How an aggregate is kept up, AGG_NONE (and why) if only by reading again. */
-static AggKind
-agg_kind(Aggref *agg, char **why)
-{
-	AggKind		kind = AGG_NONE;
-	char	   *name = get_func_name(agg->aggfnoid);
-	Oid			type = agg->args == NIL ? InvalidOid :
-		exprType((Node *) agg_arg(agg));
-
-	*why = psprintf("%s() cannot be kept up by adding and subtracting", name);
-	if (agg->aggfnoid < FirstGenbkiObjectId && agg->aggkind == AGGKIND_NORMAL)
-		for (int i = 0; i < (int) lengthof(agg_names); i++)
-			if (strcmp(name, agg_names[i].name) == 0)
-				kind = agg_names[i].kind;
-	if (kind == AGG_NONE || list_length(agg->args) > 1)
-		return AGG_NONE;
-	if (kind == AGG_MIN || kind == AGG_MAX)
-		return saga_type_groupable(type) ? kind : AGG_NONE;
-	if (agg->aggdistinct != NIL)
-	{
-		*why = psprintf("%s(DISTINCT ...) depends on which values a group holds",
-						name);
-		return AGG_NONE;
-	}
-	switch (kind)
-	{
-		case AGG_SUM:
-		case AGG_AVG:
-			if (type == FLOAT4OID || type == FLOAT8OID)
-			{
-				*why = psprintf("sums of %s depend on the order of adding",
-								format_type_be(type));
-				return AGG_NONE;
-			}
-			if (type == INT2OID || type == INT4OID || type == INT8OID ||
-				type == NUMERICOID || type == INTERVALOID ||
-				(type == CASHOID && kind == AGG_SUM))
-				return kind;
-			return AGG_NONE;
-		case AGG_VAR_SAMP:
-		case AGG_VAR_POP:
-		case AGG_STDDEV_SAMP:
-		case AGG_STDDEV_POP:
-			if (type == INT2OID || type == INT4OID || type == INT8OID ||
-				type == NUMERICOID)
-				return kind;
-			return AGG_NONE;
-		default:
-			return kind;
-	}
-}
-
-/* The aggregates of a query's own level. */
-List *
-saga_own_aggregates(Query *query)
-{
-	List	   *all = list_concat(pull_var_clause((Node *) query->targetList,
-												  PVC_INCLUDE_AGGREGATES |
-												  PVC_RECURSE_WINDOWFUNCS),
-								  pull_var_clause(query->havingQual,
-												  PVC_INCLUDE_AGGREGATES |
-												  PVC_RECURSE_WINDOWFUNCS));
-	List	   *result = NIL;
-	ListCell   *lc;
-
-	foreach(lc, all)
-		if (IsA(lfirst(lc), Aggref))
-			result = list_append_unique(result, lfirst(lc));
-	return result;
-}
-
-/* Can the groups be kept by adding?  If not, why. */
-bool
-saga_groups_invertible(Query *query, SagaClass *class, char **why)
-{
-	ListCell   *lc;
-
-	*class = SAGA_CLASS_DELTA;
-	foreach(lc, saga_own_aggregates(query))
-	{
-		AggKind		kind = agg_kind(lfirst(lc), why);
-
-		if (kind == AGG_NONE)
-			return false;
-		if (kind == AGG_MIN || kind == AGG_MAX)
-			*class = SAGA_CLASS_MIN_MAX;
-	}
-	foreach(lc, query->groupClause)
-	{
-		Node	   *expr = get_sortgroupclause_expr(lfirst(lc),
-													query->targetList);
-
-		if (!saga_type_image_equal(exprType(expr), exprTypmod(expr),
-								   exprCollation(expr)))
-		{
-			*why = psprintf("equal values of %s can look different, and a group shows one of them",
-							format_type_be(exprType(expr)));
-			return false;
-		}
-	}
-	return true;
-}
-
 /* ---- pieces ---- */
-
-/* Digits after the point of all values of a numeric expression, or -1. */
-static int
-fixed_scale(Node *expr)
-{
-	switch (exprType(expr))
-	{
-		case INT2OID:
-		case INT4OID:
-		case INT8OID:
-			return 0;
-		case NUMERICOID:
-			break;
-		default:
-			return -1;
-	}
-	if (exprTypmod(expr) >= (int32) VARHDRSZ)
-	{
-		int			scale = (exprTypmod(expr) - VARHDRSZ) & 0x7ff;
-
-		return scale < 1024 ? scale : 0;	/* negative scale */
-	}
-	switch (nodeTag(expr))
-	{
-		case T_Const:
-			if (((Const *) expr)->constisnull ||
-				numeric_is_nan(DatumGetNumeric(((Const *) expr)->constvalue)) ||
-				numeric_is_inf(DatumGetNumeric(((Const *) expr)->constvalue)))
-				return -1;
-			return DatumGetInt32(DirectFunctionCall1(numeric_scale,
-													 ((Const *) expr)->constvalue));
-		case T_CaseExpr:
-			{
-				CaseExpr   *cases = (CaseExpr *) expr;
-				int			scale = cases->defresult == NULL ? -1 :
-					fixed_scale((Node *) cases->defresult);
-				ListCell   *lc;
-
-				foreach(lc, cases->args)
-					if (fixed_scale((Node *) lfirst_node(CaseWhen, lc)->result) != scale)
-						return -1;
-				return scale;
-			}
-		case T_FuncExpr:
-			{
-				FuncExpr   *func = (FuncExpr *) expr;
-
-				/* a number made numeric */
-				if (func->funcformat != COERCE_EXPLICIT_CALL &&
-					func->funcid < FirstGenbkiObjectId)
-					return fixed_scale(linitial(func->args));
-				return -1;
-			}
-		case T_RelabelType:
-			return fixed_scale((Node *) ((RelabelType *) expr)->arg);
-		case T_OpExpr:
-			{
-				OpExpr	   *op = (OpExpr *) expr;
-				char	   *name = get_opname(op->opno);
-				int			left;
-				int			right;
-
-				if (op->opno >= FirstGenbkiObjectId || list_length(op->args) != 2)
-					return -1;
-				left = fixed_scale(linitial(op->args));
-				right = fixed_scale(lsecond(op->args));
-				if (left < 0 || right < 0)
-					return -1;
-				if (strcmp(name, "+") == 0 || strcmp(name, "-") == 0)
-					return Max(left, right);
-				if (strcmp(name, "*") == 0)
-					return left + right;
-				return -1;
-			}
-		default:
-			return -1;
-	}
-}
 
 /* The block under construction. */
 typedef struct GroupsBuilder
@@ -273,7 +45,7 @@ typedef struct GroupsBuilder
 static char *
 core_argument(GroupsBuilder *b, Aggref *agg)
 {
-	Expr	   *arg = agg_arg(agg);
+	Expr	   *arg = saga_agg_arg(agg);
 	ListCell   *e;
 	ListCell   *n;
 	char	   *name;
@@ -342,7 +114,7 @@ count_piece(GroupsBuilder *b, Aggref *agg, char *arg)
 {
 	if (arg == NULL ||
 		(agg->aggfilter == NULL &&
-		 saga_expr_notnull(b->query, (Node *) agg_arg(agg))))
+		 saga_expr_notnull(b->query, (Node *) saga_agg_arg(agg))))
 		return "saga_n";
 	return get_piece(b, SAGA_PIECE_ADD, arg, "c",
 					 psprintf("sum(CASE WHEN %s IS NULL THEN 0 ELSE saga_w END)::bigint", arg),
@@ -359,8 +131,8 @@ scale_piece(GroupsBuilder *b, Aggref *agg, char *arg)
 {
 	SagaPiece  *piece;
 
-	if (exprType((Node *) agg_arg(agg)) != NUMERICOID ||
-		fixed_scale((Node *) agg_arg(agg)) >= 0)
+	if (exprType((Node *) saga_agg_arg(agg)) != NUMERICOID ||
+		saga_fixed_scale((Node *) saga_agg_arg(agg)) >= 0)
 		return NULL;
 	piece = get_piece(b, SAGA_PIECE_ADD, arg, "e",
 					  psprintf("coalesce(sum(saga_w::numeric * ('1e' || 12 * scale(%s))::numeric), 0::numeric)", arg),
@@ -379,7 +151,7 @@ rounded(char *column, char *scale, int times)
 static SagaPiece *
 sum_piece(GroupsBuilder *b, Aggref *agg, char *arg)
 {
-	Oid			type = exprType((Node *) agg_arg(agg));
+	Oid			type = exprType((Node *) saga_agg_arg(agg));
 	SagaPiece  *piece;
 
 	switch (type)
@@ -412,21 +184,21 @@ sum_piece(GroupsBuilder *b, Aggref *agg, char *arg)
 }
 
 static char *
-extreme_piece(GroupsBuilder *b, AggKind kind, Aggref *agg, char *arg)
+extreme_piece(GroupsBuilder *b, SagaAggKind kind, Aggref *agg, char *arg)
 {
-	Expr	   *expr = agg_arg(agg);
+	Expr	   *expr = saga_agg_arg(agg);
 	Oid			type = exprType((Node *) expr);
 	TypeCacheEntry *entry = lookup_type_cache(type, TYPECACHE_BTREE_OPFAMILY);
-	SagaPiece  *piece = get_piece(b, kind == AGG_MIN ? SAGA_PIECE_MIN :
+	SagaPiece  *piece = get_piece(b, kind == SAGA_AGG_MIN ? SAGA_PIECE_MIN :
 								  SAGA_PIECE_MAX, arg, "m",
-								  psprintf("%s(%s)", kind == AGG_MIN ? "min" :
+								  psprintf("%s(%s)", kind == SAGA_AGG_MIN ? "min" :
 										   "max", arg), type);
 
 	piece->column->collation = exprCollation((Node *) expr);
 	piece->removed = psprintf("saga_x%s", piece->column->name + strlen("saga_m"));
 	piece->compare = get_opfamily_member(entry->btree_opf, entry->btree_opintype,
 										 entry->btree_opintype,
-										 kind == AGG_MIN ? BTLessEqualStrategyNumber :
+										 kind == SAGA_AGG_MIN ? BTLessEqualStrategyNumber :
 										 BTGreaterEqualStrategyNumber);
 	if (!OidIsValid(piece->compare))
 		elog(ERROR, "no comparison for type %u", type);
@@ -438,7 +210,7 @@ static char *
 final_sql(GroupsBuilder *b, Aggref *agg)
 {
 	char	   *why;
-	AggKind		kind = agg_kind(agg, &why);
+	SagaAggKind		kind = saga_agg_kind(agg, &why);
 	char	   *arg = core_argument(b, agg);
 	bool		always = false;
 	char	   *n;
@@ -447,11 +219,11 @@ final_sql(GroupsBuilder *b, Aggref *agg)
 	char	   *scale;
 	char	   *value;
 
-	if (kind == AGG_COUNT)
+	if (kind == SAGA_AGG_COUNT)
 		return count_piece(b, agg, arg);
-	if (kind == AGG_MIN || kind == AGG_MAX)
+	if (kind == SAGA_AGG_MIN || kind == SAGA_AGG_MAX)
 		return extreme_piece(b, kind, agg, arg);
-	if (kind == AGG_BOOL_AND || kind == AGG_BOOL_OR)
+	if (kind == SAGA_AGG_BOOL_AND || kind == SAGA_AGG_BOOL_OR)
 	{
 		char	   *t = get_piece(b, SAGA_PIECE_ADD, arg, "t",
 								  psprintf("sum(CASE WHEN %s THEN saga_w ELSE 0 END)::bigint", arg),
@@ -461,7 +233,7 @@ final_sql(GroupsBuilder *b, Aggref *agg)
 								  INT8OID)->column->name;
 
 		return psprintf("CASE WHEN %s + %s > 0 THEN %s END", t, f,
-						kind == AGG_BOOL_AND ? psprintf("%s = 0", f) :
+						kind == SAGA_AGG_BOOL_AND ? psprintf("%s = 0", f) :
 						psprintf("%s > 0", t));
 	}
 
@@ -472,11 +244,11 @@ final_sql(GroupsBuilder *b, Aggref *agg)
 	scale = scale_piece(b, agg, arg);
 	switch (kind)
 	{
-		case AGG_SUM:
+		case SAGA_AGG_SUM:
 			value = rounded(s, scale, 1);
 			break;
-		case AGG_AVG:
-			if (exprType((Node *) agg_arg(agg)) == INTERVALOID)
+		case SAGA_AGG_AVG:
+			if (exprType((Node *) saga_agg_arg(agg)) == INTERVALOID)
 				value = psprintf("%s / %s::float8", s, n);
 			else
 				value = psprintf("%s::numeric / %s::numeric",
@@ -484,12 +256,12 @@ final_sql(GroupsBuilder *b, Aggref *agg)
 			break;
 		default:
 			{
-				bool		sample = kind == AGG_VAR_SAMP || kind == AGG_STDDEV_SAMP;
+				bool		sample = kind == SAGA_AGG_VAR_SAMP || kind == SAGA_AGG_STDDEV_SAMP;
 				SagaPiece  *squares = get_piece(b, SAGA_PIECE_ADD, arg, "q",
 												psprintf("coalesce(sum(saga_w::numeric * (%s::numeric * %s::numeric)), 0::numeric)", arg, arg),
 												NUMERICOID);
 
-				squares->nonfinite = exprType((Node *) agg_arg(agg)) == NUMERICOID;
+				squares->nonfinite = exprType((Node *) saga_agg_arg(agg)) == NUMERICOID;
 				s = psprintf("%s::numeric", rounded(s, scale, 1));
 				q = rounded(squares->column->name, scale, 2);
 				value = psprintf("(%s::numeric * %s - %s * %s)", n, q, s, s);
@@ -497,7 +269,7 @@ final_sql(GroupsBuilder *b, Aggref *agg)
 				value = psprintf("CASE WHEN %s <= 0::numeric THEN 0::numeric ELSE %s / (%s::numeric * %s::numeric) END",
 								 value, value, n,
 								 sample ? psprintf("(%s - 1)", n) : n);
-				if (kind == AGG_STDDEV_SAMP || kind == AGG_STDDEV_POP)
+				if (kind == SAGA_AGG_STDDEV_SAMP || kind == SAGA_AGG_STDDEV_POP)
 					value = psprintf("round(sqrt(%s), scale(%s))", value, value);
 				return psprintf("CASE WHEN %s > %d THEN %s END", n,
 								sample ? 1 : 0, value);

@@ -71,6 +71,23 @@ typedef struct SagaPiece
 	Oid			compare;		/* MIN, MAX: the operator "beyond or equal" */
 } SagaPiece;
 
+/* How an aggregate is kept. */
+typedef enum SagaAggKind
+{
+	SAGA_AGG_NONE,
+	SAGA_AGG_COUNT,
+	SAGA_AGG_SUM,
+	SAGA_AGG_AVG,
+	SAGA_AGG_VAR_SAMP,
+	SAGA_AGG_VAR_POP,
+	SAGA_AGG_STDDEV_SAMP,
+	SAGA_AGG_STDDEV_POP,
+	SAGA_AGG_BOOL_AND,
+	SAGA_AGG_BOOL_OR,
+	SAGA_AGG_MIN,
+	SAGA_AGG_MAX,
+} SagaAggKind;
+
 typedef struct SagaBlock
 {
 	SagaBlockKind kind;
@@ -185,13 +202,18 @@ extern Query *saga_select_stage(SagaPlanner *planner, int stage);
 extern bool saga_linear(Query *query);
 extern bool saga_make_distinct(Query *query);
 
-/* ---- projection_groups.c ---- */
+/* ---- projection_aggs.c ---- */
 extern bool saga_groups_invertible(Query *query, SagaClass *class,
 								   char **why);
+extern List *saga_own_aggregates(Query *query);
+extern SagaAggKind saga_agg_kind(Aggref *agg, char **why);
+extern Expr *saga_agg_arg(Aggref *agg);
+extern int	saga_fixed_scale(Node *expr);
+
+/* ---- projection_groups.c ---- */
 extern SagaBlock *saga_groups_block(SagaPlanner *planner, Query *query,
 									int number, bool top);
 extern void saga_add_dependent_keys(Query *query);
-extern List *saga_own_aggregates(Query *query);
 extern List *saga_groups_maintain(SagaProgram *program, SagaStage *stage,
 								  SagaChanges *changes);
 extern char *saga_groups_fresh(SagaProgram *program, SagaStage *stage,

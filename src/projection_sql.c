@@ -151,6 +151,87 @@ saga_parse_over_storage(int stage, List *columns, const char *select_list)
 	return query;
 }
 
+/*
+ * The server wants the entry of a join to come after those of its sides, and
+ * to list all columns of both.  Nothing refers to our joins, so they get new
+ * entries.
+ */
+static int
+show_join(Query *query, Node *node)
+{
+	JoinExpr   *join;
+	RangeTblEntry *rte;
+	int			sides[2];
+
+	if (IsA(node, RangeTblRef))
+		return ((RangeTblRef *) node)->rtindex;
+	join = castNode(JoinExpr, node);
+	sides[0] = show_join(query, join->larg);
+	sides[1] = show_join(query, join->rarg);
+	saga_blank_rte(query, join->rtindex);
+	rte = makeNode(RangeTblEntry);
+	rte->rtekind = RTE_JOIN;
+	rte->jointype = join->jointype;
+	rte->eref = makeAlias("unnamed_join", NIL);
+	rte->inFromCl = true;
+	for (int side = 0; side < 2; side++)
+	{
+		RangeTblEntry *child = rt_fetch(sides[side], query->rtable);
+		int			attno = 0;
+		ListCell   *lc;
+
+		foreach(lc, child->eref->colnames)
+		{
+			attno++;
+			if (strVal(lfirst(lc))[0] == '\0')
+				continue;
+			rte->eref->colnames = lappend(rte->eref->colnames, lfirst(lc));
+			rte->joinaliasvars = lappend(rte->joinaliasvars,
+										 makeVar(sides[side], attno, INT4OID, -1,
+												 InvalidOid, 0));
+			if (side == 0)
+				rte->joinleftcols = lappend_int(rte->joinleftcols, attno);
+			else
+				rte->joinrightcols = lappend_int(rte->joinrightcols, attno);
+		}
+	}
+	query->rtable = lappend(query->rtable, rte);
+	join->rtindex = list_length(query->rtable);
+	return join->rtindex;
+}
+
+/* The server deparses CTEs by their name, but no tuplestores. */
+static bool
+prepare_to_show_walker(Node *node, void *context)
+{
+	if (node == NULL)
+		return false;
+	if (IsA(node, RangeTblEntry))
+	{
+		RangeTblEntry *rte = (RangeTblEntry *) node;
+
+		if (rte->rtekind == RTE_NAMEDTUPLESTORE)
+		{
+			rte->rtekind = RTE_CTE;
+			rte->ctename = rte->enrname;
+		}
+		return false;
+	}
+	if (IsA(node, Query))
+	{
+		Query	   *query = (Query *) node;
+		ListCell   *lc;
+
+		if (query->jointree != NULL)
+			foreach(lc, query->jointree->fromlist)
+				(void) show_join(query, lfirst(lc));
+		return query_tree_walker(query, prepare_to_show_walker, context,
+								 QTW_EXAMINE_RTES_BEFORE |
+								 QTW_IGNORE_JOINALIASES);
+	}
+	return expression_tree_walker(node, prepare_to_show_walker, context);
+}
+
 /* With its tokens. */
 char *
 saga_deparse_raw(Query *query)
@@ -158,11 +239,13 @@ saga_deparse_raw(Query *query)
 	int			nestlevel = NewGUCNestLevel();
 	char	   *text;
 
+	query = copyObject(query);
+	prepare_to_show_walker((Node *) query, NULL);
 	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET,
 							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	(void) set_config_option("quote_all_identifiers", "off", PGC_USERSET,
 							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-	text = pg_get_querydef(copyObject(query), false);
+	text = pg_get_querydef(query, false);
 	AtEOXact_GUC(false, nestlevel);
 	return text;
 }
