@@ -443,6 +443,7 @@ run_statement(ApplyRun *run, ApplyStatement *statement)
 		return;
 	}
 
+	elog(DEBUG2, "upkeep: %s", text->sql);
 	plan = plan_of(run, statement);
 	memset(&options, 0, sizeof(options));
 	if (text->capture != NULL)

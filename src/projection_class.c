@@ -576,6 +576,7 @@ cut_core(SagaPlanner *planner, Query *query)
 	{
 		Var		   *var = copyObject(lfirst_node(Var, lc));
 
+		var->varlevelsup = 0;
 		exprs = list_append_unique(exprs, var);
 	}
 	select_all(core, exprs);

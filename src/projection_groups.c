@@ -321,6 +321,7 @@ saga_add_dependent_keys(Query *query)
 		ListCell   *other;
 		bool		hashable;
 
+		var->varlevelsup = 0;
 		tle = NULL;
 		foreach(other, query->targetList)
 			if (equal(lfirst_node(TargetEntry, other)->expr, var))

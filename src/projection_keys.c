@@ -105,6 +105,7 @@ input_key(SagaPlanner *planner, Query *query, int rtindex, bool *unique)
 	{
 		Var		   *var = copyObject(lfirst_node(Var, lc));
 
+		var->varlevelsup = 0;
 		if (var->varno == rtindex && var->varattno > 0 &&
 			saga_type_groupable(var->vartype))
 			result = list_append_unique(result, var);

@@ -473,9 +473,9 @@ keyed_rows(SagaProgram *program, SagaStage *stage, char *terms, bool sums)
 		appendStringInfo(&buf, "%s%s = excluded.%s", i++ == 0 ? "" : ", ", name,
 						 name);
 	}
-	appendStringInfo(&buf, " WHERE ROW(%s) OPERATOR(pg_catalog.*<>) ROW(%s)",
-					 saga_column_list(block->columns, -1, "s"),
-					 saga_column_list(block->columns, -1, "excluded"));
+	appendStringInfo(&buf, " WHERE %s OPERATOR(pg_catalog.*<>) %s",
+					 saga_row_sql(block->columns, "s"),
+					 saga_row_sql(block->columns, "excluded"));
 	result = lappend(result, saga_statement(buf.data, NULL, g));
 	if (stage->feeds)
 		result = lappend(result, saga_put_out(program, stage, g));

@@ -168,7 +168,6 @@ show_join(Query *query, Node *node)
 	join = castNode(JoinExpr, node);
 	sides[0] = show_join(query, join->larg);
 	sides[1] = show_join(query, join->rarg);
-	saga_blank_rte(query, join->rtindex);
 	rte = makeNode(RangeTblEntry);
 	rte->rtekind = RTE_JOIN;
 	rte->jointype = join->jointype;
@@ -206,6 +205,13 @@ prepare_to_show_walker(Node *node, void *context)
 {
 	if (node == NULL)
 		return false;
+	if (IsA(node, Var))
+	{
+		/* what it was called in the query may be gone */
+		((Var *) node)->varnosyn = ((Var *) node)->varno;
+		((Var *) node)->varattnosyn = ((Var *) node)->varattno;
+		return false;
+	}
 	if (IsA(node, RangeTblEntry))
 	{
 		RangeTblEntry *rte = (RangeTblEntry *) node;
@@ -222,6 +228,9 @@ prepare_to_show_walker(Node *node, void *context)
 		Query	   *query = (Query *) node;
 		ListCell   *lc;
 
+		for (int i = 1; i <= list_length(query->rtable); i++)
+			if (rt_fetch(i, query->rtable)->rtekind == RTE_JOIN)
+				saga_blank_rte(query, i);
 		if (query->jointree != NULL)
 			foreach(lc, query->jointree->fromlist)
 				(void) show_join(query, lfirst(lc));
@@ -684,7 +693,7 @@ saga_column_list(List *columns, int n, const char *alias)
 char *
 saga_row_sql(List *columns, const char *alias)
 {
-	return psprintf("ROW(%s)", saga_column_list(columns, -1, alias));
+	return psprintf("ROW(%s)::record", saga_column_list(columns, -1, alias));
 }
 
 /* A hash of what can be hashed: equal images have equal ones. */
