@@ -141,7 +141,7 @@ typedef struct SagaDelta
 {
 	Oid			relid;			/* the source */
 	TupleDesc	desc;			/* the source's columns and saga_w */
-	Tuplestorestate *store;		/* NULL until finished */
+	Tuplestorestate *store;		/* complete when finished */
 	int64		rows;			/* after consolidation */
 	struct SagaDeltaTable *table;
 } SagaDelta;
