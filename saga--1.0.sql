@@ -1363,6 +1363,12 @@ RETURNS regclass LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_create_projecti
 COMMENT ON FUNCTION saga.create_projection(text, text, text, text[], text[], text, text, interval)
 IS 'Create a view whose contents are kept up from the WAL; until they are filled in, it runs the query itself';
 
+CREATE FUNCTION saga.explain_projection(query text, OUT stage integer, OUT class text, OUT what text, OUT reason text,
+    OUT missing_index text, OUT replica_identity text)
+RETURNS SETOF record LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_explain_projection';
+COMMENT ON FUNCTION saga.explain_projection(text)
+IS 'How each part of a query would be kept up, why so, and what indexes and replica identities it lacks';
+
 CREATE FUNCTION saga.replace_projection(
     name text,
     query text,
@@ -1467,13 +1473,113 @@ WHERE s.phase IS NOT NULL;
 COMMENT ON VIEW saga.progress IS 'Projections that are being filled or rebuilt, and how far that is';
 
 -- ---------------------------------------------------------------------------
--- Rights.  Nothing to PUBLIC.
+-- Handlers: functions of users, called for each committed row change of a
+-- table, in commit order, exactly once in effect.
+
+-- State: starting (the projector has not taken it up), following, paused,
+-- parked (an error, or lost changes).
+CREATE TABLE saga.handler (
+    id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    name         text NOT NULL UNIQUE,
+    source       regclass NOT NULL,
+    owner        regrole NOT NULL,
+    operations   text[] NOT NULL,
+    handler      regprocedure NOT NULL,
+    search_path  text NOT NULL,
+    state        text NOT NULL DEFAULT 'starting' CHECK (state IN ('starting', 'following', 'paused', 'parked')),
+    reason       text,
+    sqlstate     text,
+    since        timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    lost         boolean NOT NULL DEFAULT false,
+    identity     text NOT NULL DEFAULT '',
+    position     pg_lsn,
+    poison       pg_lsn,
+    changes      bigint NOT NULL DEFAULT 0,
+    created_at   timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+) WITH (fillfactor = 50);
+COMMENT ON TABLE saga.handler IS 'Handlers; only the library writes them';
+COMMENT ON COLUMN saga.handler.id IS 'Names it within the projector';
+COMMENT ON COLUMN saga.handler.name IS 'As given to saga.create_handler()';
+COMMENT ON COLUMN saga.handler.source IS 'Table whose changes it is called for';
+COMMENT ON COLUMN saga.handler.owner IS 'Role whose rights the calls have';
+COMMENT ON COLUMN saga.handler.operations IS 'Some of insert, update and delete';
+COMMENT ON COLUMN saga.handler.handler IS 'Function that is called';
+COMMENT ON COLUMN saga.handler.search_path IS 'In force at creation, and again during calls';
+COMMENT ON COLUMN saga.handler.state IS 'starting, following, paused or parked';
+COMMENT ON COLUMN saga.handler.reason IS 'Why it is parked: operation, row, transaction, message';
+COMMENT ON COLUMN saga.handler.sqlstate IS 'Of the error that parked it';
+COMMENT ON COLUMN saga.handler.since IS 'When the state began';
+COMMENT ON COLUMN saga.handler.lost IS 'Changes after its position are gone from the WAL';
+COMMENT ON COLUMN saga.handler.identity IS 'The feed that its position belongs to; another one means that changes are lost';
+COMMENT ON COLUMN saga.handler.position IS 'It was called for all that committed up to here; null: it has not started';
+COMMENT ON COLUMN saga.handler.poison IS 'Commit of the transaction that it is parked on';
+COMMENT ON COLUMN saga.handler.changes IS 'Calls so far';
+COMMENT ON COLUMN saga.handler.created_at IS 'When it was created';
+
+SELECT pg_catalog.pg_extension_config_dump('saga.handler', '');
+SELECT pg_catalog.pg_extension_config_dump('saga.handler_id_seq', '');
+
+-- The handler is the last argument and always needed; it has a default because
+-- operations has one.
+CREATE FUNCTION saga.create_handler(name text, source regclass,
+    operations text[] DEFAULT '{insert,update,delete}', handler regprocedure DEFAULT NULL)
+RETURNS void LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_create_handler';
+COMMENT ON FUNCTION saga.create_handler(text, regclass, text[], regprocedure)
+IS 'Have a function (operation text, old_row, new_row) called for each committed row change of a table, in commit order, exactly once in effect';
+
+CREATE FUNCTION saga.drop_handler(name text)
+RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_drop_handler';
+COMMENT ON FUNCTION saga.drop_handler(text) IS 'Call it for no further change';
+
+CREATE FUNCTION saga.pause_handler(name text)
+RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_pause_handler';
+COMMENT ON FUNCTION saga.pause_handler(text)
+IS 'Keep changes for it and call it for none, until saga.resume_handler(); what it keeps counts towards saga.max_slot_lag';
+
+CREATE FUNCTION saga.resume_handler(name text, accept_loss boolean DEFAULT false)
+RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_resume_handler';
+COMMENT ON FUNCTION saga.resume_handler(text, boolean)
+IS 'Go on where it was paused or parked; after lost changes it begins anew, if that is accepted';
+
+CREATE FUNCTION saga.skip_handler_change(name text)
+RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_skip_handler_change';
+COMMENT ON FUNCTION saga.skip_handler_change(text)
+IS 'Go past the transaction that a handler is parked on: it is called for none of its changes';
+
+CREATE VIEW saga.handlers WITH (security_barrier) AS
+SELECT h.name, h.source, pg_catalog.pg_get_userbyid(h.owner) AS owner, h.operations, h.handler, h.state, h.reason,
+       h.sqlstate, h.since, h.lost, h."position", h.changes, h.search_path, h.created_at
+FROM saga.handler h
+WHERE pg_catalog.pg_has_role(h.owner, 'USAGE') OR pg_catalog.pg_has_role('saga_monitor', 'USAGE')
+   OR pg_catalog.pg_has_role('saga_operator', 'USAGE');
+COMMENT ON VIEW saga.handlers IS 'Handlers you own or may see, one row each';
+
+-- ---- rows that a dump brings ----
+
+CREATE FUNCTION saga.restored_projection_()
+RETURNS trigger LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_restored_projection';
+COMMENT ON FUNCTION saga.restored_projection_() IS 'Internal: trigger that parks projections which come from a dump';
+CREATE TRIGGER restored BEFORE INSERT ON saga.projection
+FOR EACH ROW EXECUTE FUNCTION saga.restored_projection_();
+ALTER TABLE saga.projection ENABLE ALWAYS TRIGGER restored;
+COMMENT ON TRIGGER restored ON saga.projection IS 'Their storage is still being loaded then';
+
+CREATE FUNCTION saga.wake_projector_()
+RETURNS trigger LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_wake_projector';
+COMMENT ON FUNCTION saga.wake_projector_() IS 'Internal: trigger that has a projector look at new handlers';
+CREATE TRIGGER wake_projector AFTER INSERT ON saga.handler
+FOR EACH STATEMENT EXECUTE FUNCTION saga.wake_projector_();
+ALTER TABLE saga.handler ENABLE ALWAYS TRIGGER wake_projector;
+COMMENT ON TRIGGER wake_projector ON saga.handler IS 'Handlers that come from a dump are announced by nobody else';
+
+-- ---------------------------------------------------------------------------
+-- Rights.  Nothing to PUBLIC, but for what is said at the end.
 
 REVOKE ALL ON ALL TABLES IN SCHEMA saga FROM PUBLIC;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA saga FROM PUBLIC;
 GRANT SELECT ON saga.instances, saga.steps, saga.log, saga.stuck, saga.definitions, saga.participants,
     saga.stat_sagas, saga.stat_participants, saga.stat_workers,
-    saga.projections, saga.stat_projections, saga.progress TO saga_user, saga_operator, saga_monitor;
+    saga.projections, saga.stat_projections, saga.progress, saga.handlers TO saga_user, saga_operator, saga_monitor;
 GRANT EXECUTE ON FUNCTION saga.may(text, text), saga.workers_(), saga.participant_stats_(), saga.definition_steps_(jsonb)
     TO saga_user, saga_operator, saga_monitor;
 GRANT EXECUTE ON FUNCTION saga.start(text, jsonb, text, timestamptz, text, integer, integer, interval, text, jsonb),
@@ -1485,10 +1591,12 @@ GRANT EXECUTE ON FUNCTION saga.verb_(uuid, text, text, jsonb, boolean, text, boo
     saga.skip_step(uuid, text, jsonb, text, boolean, boolean) TO saga_user, saga_operator;
 GRANT EXECUTE ON FUNCTION saga.check_log(uuid) TO saga_operator, saga_monitor;
 GRANT EXECUTE ON FUNCTION saga.create_projection(text, text, text, text[], text[], text, text, interval),
-    saga.replace_projection(text, text, text[], text[], text, text), saga.rename_projection(text, text),
+    saga.explain_projection(text), saga.replace_projection(text, text, text[], text[], text, text), saga.rename_projection(text, text),
     saga.drop_projection(text), saga.pause_projection(text), saga.resume_projection(text),
     saga.rebuild_projection(text, text), saga.alter_projection_owner(text, name), saga.check_projection(text)
     TO saga_user;
+GRANT EXECUTE ON FUNCTION saga.create_handler(text, regclass, text[], regprocedure), saga.drop_handler(text),
+    saga.pause_handler(text), saga.resume_handler(text, boolean), saga.skip_handler_change(text) TO saga_user;
 GRANT EXECUTE ON FUNCTION saga.bookmark(), saga.wait_for_projection(text, text, interval), saga.freshness(text),
     saga.projection_lag(text), saga.projection_stats_(), saga.projection_stand_(bigint)
     TO saga_user, saga_operator, saga_monitor;
@@ -1628,11 +1736,11 @@ BEGIN
         ('stat_participants', 'queued', 'calls that wait for a connection'),
         ('stat_participants', 'circuit', 'closed, open or half-open'),
         ('stat_participants', 'connects', 'attempts to connect'),
-        ('stat_workers', 'kind', 'coordinator or executor'),
+        ('stat_workers', 'kind', 'coordinator, executor, projector or filler'),
         ('stat_workers', 'number', 'which of its kind'),
         ('stat_workers', 'pid', 'process'),
         ('stat_workers', 'started_at', 'when it was started'),
-        ('stat_workers', 'turns', 'coordinator: transactions that wrote the log; executor: batches'),
+        ('stat_workers', 'turns', 'coordinator: transactions that wrote the log; executor, projector: batches'),
         ('stat_workers', 'items', 'coordinator: records written; executor: actions run'),
         ('stat_workers', 'loaded', 'sagas in memory'),
         ('stat_workers', 'errors', 'coordinator: errors caught; executor: actions that failed'),
@@ -1694,7 +1802,21 @@ BEGIN
         ('progress', 'total', 'how much there is to do'),
         ('progress', 'unit', 'what these two count: transactions, stages or bytes'),
         ('progress', 'phase_began', 'when the phase began'),
-        ('progress', 'estimated_end', 'when the phase would end at this pace')
+        ('progress', 'estimated_end', 'when the phase would end at this pace'),
+        ('handlers', 'name', 'as given to saga.create_handler()'),
+        ('handlers', 'source', 'table whose changes it is called for'),
+        ('handlers', 'owner', 'whose rights the calls have'),
+        ('handlers', 'operations', 'some of insert, update and delete'),
+        ('handlers', 'handler', 'function that is called'),
+        ('handlers', 'state', 'starting, following, paused or parked'),
+        ('handlers', 'reason', 'why it is parked: operation, row, transaction, message'),
+        ('handlers', 'sqlstate', 'of the error that parked it'),
+        ('handlers', 'since', 'when the state began'),
+        ('handlers', 'lost', 'changes after its position are gone: saga.resume_handler(name, accept_loss => true) begins anew'),
+        ('handlers', 'position', 'it was called for all that committed up to here'),
+        ('handlers', 'changes', 'calls so far'),
+        ('handlers', 'search_path', 'in force at creation, and again during calls'),
+        ('handlers', 'created_at', 'when it was created')
     ) AS v(relation, col, meaning) LOOP
         EXECUTE pg_catalog.format('COMMENT ON COLUMN saga.%I.%I IS %L', c.relation, c.col, c.meaning);
     END LOOP;

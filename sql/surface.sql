@@ -49,8 +49,10 @@ SELECT count(*) > 5 AS sane FROM pg_settings WHERE name LIKE 'saga.%';
 
 -- ---- nothing for PUBLIC ----
 
+-- But for two: rights on functions in a view are the reader's, and whom a
+-- projection's owner lets read it need not have any of our roles.
 SELECT oid::regprocedure AS public_may_execute FROM pg_proc p
- WHERE pronamespace = 'saga'::regnamespace
+ WHERE pronamespace = 'saga'::regnamespace AND proname NOT IN ('filled_', 'serves_')
    AND EXISTS (SELECT FROM aclexplode(coalesce(proacl, acldefault('f', proowner))) WHERE grantee = 0);
 SELECT oid::regclass AS public_may_use FROM pg_class
  WHERE relnamespace = 'saga'::regnamespace AND relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
@@ -131,7 +133,7 @@ SELECT grantee, privilege_type, replace(c.oid::regclass::text, 'saga.', CASE rel
   FROM pg_class c, aclexplode(relacl) WHERE relnamespace = 'saga'::regnamespace
 UNION ALL
 SELECT grantee, privilege_type, 'function ' || proname || CASE WHEN count(*) > 1 THEN ' *' || count(*) ELSE '' END
-  FROM pg_proc p, aclexplode(proacl) WHERE pronamespace = 'saga'::regnamespace GROUP BY proname, grantee, privilege_type
+  FROM pg_proc p, aclexplode(proacl) WHERE pronamespace = 'saga'::regnamespace AND grantee <> 0 GROUP BY proname, grantee, privilege_type
 UNION ALL
 SELECT grantee, privilege_type, 'wrapper ' || fdwname
   FROM pg_foreign_data_wrapper, aclexplode(fdwacl) WHERE fdwname ~ '^saga';

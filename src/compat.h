@@ -79,6 +79,34 @@
 	} while (0)
 #endif
 
+/* Query trees: Vars of joins, of GROUP BY (18), and permission entries. */
+#if PG_VERSION_NUM >= 160000
+#define saga_flatten_join_alias_vars(query, node) \
+	flatten_join_alias_vars(NULL, (query), (node))
+#define saga_rte_forget_perminfo(rte) ((rte)->perminfoindex = 0)
+#else
+#define saga_flatten_join_alias_vars(query, node) \
+	flatten_join_alias_vars((query), (node))
+#define saga_rte_forget_perminfo(rte) \
+	((rte)->checkAsUser = InvalidOid)
+#endif
+
+#if PG_VERSION_NUM >= 180000
+#define saga_flatten_group(query) \
+	do { \
+		if ((query)->hasGroupRTE) \
+		{ \
+			(query)->targetList = (List *) \
+				flatten_group_exprs(NULL, (query), (Node *) (query)->targetList); \
+			(query)->havingQual = \
+				flatten_group_exprs(NULL, (query), (query)->havingQual); \
+			(query)->hasGroupRTE = false; \
+		} \
+	} while (0)
+#else
+#define saga_flatten_group(query) ((void) 0)
+#endif
+
 /* Columns of outdesc from those of indesc, NULL if they are the same. */
 #if PG_VERSION_NUM >= 160000
 #define saga_attrmap_by_name(indesc, outdesc) \
@@ -124,6 +152,15 @@
 #define saga_change_tuple(buffer) (buffer)
 #else
 #define saga_change_tuple(buffer) ((buffer) ? &(buffer)->tuple : NULL)
+#endif
+
+/* May the role execute the function?  (Needs acl.h and pg_proc.h.) */
+#if PG_VERSION_NUM >= 160000
+#define saga_proc_aclcheck(function, role) \
+	object_aclcheck(ProcedureRelationId, function, role, ACL_EXECUTE)
+#else
+#define saga_proc_aclcheck(function, role) \
+	pg_proc_aclcheck(function, role, ACL_EXECUTE)
 #endif
 
 /* Room before a tuple can be asked for since 18. (Needs htup_details.h.) */

@@ -113,7 +113,7 @@ check_plugin_allowed(void)
 					 setting, setting[0] ? ", " : "", SAGA_FEED_PLUGIN)));
 }
 
-/* Error and normal end of what makes a context. */
+/* What both ways to make a context need. */
 static void
 require_plain_transaction(void)
 {
@@ -289,10 +289,17 @@ saga_feed_close(SagaFeed *feed)
 	saga_feed_unwatch();
 	the_feed = NULL;
 	saga_feed_txns_close(feed);
-	if (feed->state->ctx)
-		FreeDecodingContext(feed->state->ctx);
 	if (MyReplicationSlot)
+	{
+		if (feed->state->ctx)
+			FreeDecodingContext(feed->state->ctx);
 		ReplicationSlotRelease();
+	}
+	else if (feed->state->ctx && feed->state->ctx->reader->seg.ws_file >= 0)
+	{
+		/* error recovery released the slot, which freeing the context needs */
+		wal_segment_close(feed->state->ctx->reader);
+	}
 	MemoryContextDelete(feed->state->context);
 }
 
@@ -454,6 +461,18 @@ decode_records(struct SagaFeedState *state, XLogRecPtr until, int max_ms)
 	return true;
 }
 
+/* Functions that users may call take slots, too, and release them. */
+static void
+check_slot_held(struct SagaFeedState *state)
+{
+	if (MyReplicationSlot == state->ctx->slot)
+		return;
+	state->broken = true;
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("the replication slot is no longer held by this process")));
+}
+
 bool
 saga_feed_decode(SagaFeed *feed, XLogRecPtr until, int max_ms)
 {
@@ -466,6 +485,7 @@ saga_feed_decode(SagaFeed *feed, XLogRecPtr until, int max_ms)
 		elog(ERROR, "changes are decoded in a transaction only");
 	if (state->broken)
 		elog(ERROR, "decoding failed before: the change feed must be closed");
+	check_slot_held(state);
 	if (state->ctx->reader->EndRecPtr >= until)
 		return true;
 
@@ -531,6 +551,8 @@ saga_feed_confirm(SagaFeed *feed, XLogRecPtr lsn)
 		lsn = Min(lsn, state->passed[0].commit_lsn);
 	if (lsn <= state->confirmed)
 		return;
+
+	check_slot_held(state);
 
 	/* writes the slot itself when restart_lsn or catalog_xmin move */
 	LogicalConfirmReceivedLocation(lsn);

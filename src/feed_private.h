@@ -79,6 +79,7 @@ struct SagaFeedState
 	bool	   *old_nulls,
 			   *new_nulls;
 	struct SagaFeedSpill *spill;	/* where small transactions go now */
+	Size		peak;			/* of memory, since it was given back */
 
 	SagaFeedPassed *passed;		/* commit order */
 	int			npassed,

@@ -21,6 +21,7 @@
 #define CHUNK_LAST		(64 * 1024)
 #define TXN_MEMORY		(4 * 1024 * 1024)
 #define FEED_MEMORY		(64 * 1024 * 1024)
+#define KEEP_MEMORY		(8 * 1024 * 1024)
 #define SHARED_FILE		((int64) 256 * 1024 * 1024)
 
 typedef struct SagaFeedChunk
@@ -191,6 +192,7 @@ saga_feed_txn_reserve(SagaFeed *feed, SagaFeedTxn *txn, Size size)
 		body->last = chunk;
 		body->memory += CHUNK_HEADER + wanted;
 		feed->memory += CHUNK_HEADER + wanted;
+		feed->state->peak = Max(feed->state->peak, feed->memory);
 	}
 	room = CHUNK_DATA(chunk) + chunk->used;
 	memset(room, 0, size);
@@ -228,9 +230,17 @@ saga_feed_txn_free(SagaFeed *feed, SagaFeedTxn *txn)
 void
 saga_feed_forget(SagaFeed *feed, SagaFeedTxn *txn)
 {
+	struct SagaFeedState *state = feed->state;
+
 	dlist_delete(&txn->node);
 	feed->ntxns--;
 	saga_feed_txn_free(feed, txn);
+	if (feed->ntxns == 0 && !state->txn && state->peak > KEEP_MEMORY)
+	{
+		/* small pieces do not go back to the system one by one */
+		MemoryContextReset(state->txns);
+		state->peak = 0;
+	}
 }
 
 /* Memory goes with its context; files do not. */

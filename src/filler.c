@@ -149,6 +149,7 @@ saga_filler_main(Datum main_arg)
 		replorigin_session_origin = InvalidRepOriginId;
 		if (saga_error_is_transient(error))
 			PG_RE_THROW();		/* the projector starts another one */
+		EmitErrorReport();
 		FlushErrorState();
 		saga_worker_abort();
 		if (!saga_worker_begin("parking a projection"))

@@ -128,6 +128,13 @@ extern List *saga_stage_fill(SagaProgram *program, SagaStage *stage);
  */
 extern List *saga_stage_diff(SagaProgram *program, SagaStage *stage);
 
+/*
+ * Tables (OIDs) whose updates and deletes the WAL does not tell in full, of the
+ * given sources (indexes; NULL: of all).
+ */
+extern List *saga_tables_without_identity(const SagaProgram *program,
+										  const Bitmapset *sources);
+
 /* ---- deltas (projection_delta.c) ---- */
 
 typedef struct SagaDelta
@@ -139,13 +146,17 @@ typedef struct SagaDelta
 	struct SagaDeltaTable *table;
 } SagaDelta;
 
-/* In the caller's memory context, within one transaction. */
+/*
+ * In the caller's memory context, within one transaction; end it before that
+ * commits (it may have a file), after an error nothing needs to be done.
+ */
 extern SagaDelta *saga_delta_begin(const SagaSource *source);
 
 /* values/nulls in the layout of the source; unused columns are ignored. */
 extern void saga_delta_add(SagaDelta *delta, const Datum *values,
 						   const bool *nulls, int weight);
 extern void saga_delta_finish(SagaDelta *delta);	/* cancels out, sets rows */
+extern void saga_delta_end(SagaDelta *delta);
 
 /* ---- running a program (projection_apply.c) ---- */
 

@@ -36,6 +36,7 @@
 #include "spi_util.h"
 
 #define MAX_PLANS 256			/* of a projection */
+#define MAX_LISTS 128			/* stages times sets of changes */
 #define CAPTURE_MEMORY_KB (64 * 1024)
 
 typedef enum ApplyMode
@@ -65,6 +66,8 @@ typedef struct ApplyStatement
 /* What a stage runs for one set of changes. */
 typedef struct ApplyList
 {
+	dlist_node	node;			/* in apply->lists, last used first */
+	MemoryContext context;
 	SagaStage  *stage;
 	ApplyMode	mode;
 	Bitmapset  *sources;
@@ -77,7 +80,8 @@ struct SagaApply
 	MemoryContext context;
 	SagaProgram *program;
 	Oid			owner;
-	List	   *lists;			/* of ApplyList * */
+	dlist_head	lists;
+	int			nlists;
 	dlist_head	plans;
 	int			nplans;
 	char	   *check;			/* the statement of saga_apply_check() */
@@ -113,6 +117,7 @@ saga_apply_make(SagaProgram *program, Oid owner)
 	apply->context = context;
 	apply->program = program;
 	apply->owner = owner;
+	dlist_init(&apply->lists);
 	dlist_init(&apply->plans);
 	return apply;
 }
@@ -128,11 +133,28 @@ forget_plan(SagaApply *apply, ApplyPlan *plan)
 	pfree(plan);
 }
 
+static void
+forget_list(SagaApply *apply, ApplyList *list)
+{
+	ListCell   *lc;
+
+	foreach(lc, list->statements)
+	{
+		ApplyStatement *statement = lfirst(lc);
+
+		while (statement->plans != NIL)
+			forget_plan(apply, linitial(statement->plans));
+	}
+	dlist_delete(&list->node);
+	apply->nlists--;
+	MemoryContextDelete(list->context);
+}
+
 void
 saga_apply_free(SagaApply *apply)
 {
-	while (!dlist_is_empty(&apply->plans))
-		forget_plan(apply, dlist_head_element(ApplyPlan, node, &apply->plans));
+	while (!dlist_is_empty(&apply->lists))
+		forget_list(apply, dlist_head_element(ApplyList, node, &apply->lists));
 	MemoryContextDelete(apply->context);
 }
 
@@ -275,7 +297,7 @@ find_used_rows(Node *node, List **uses)
 
 /* Which tuplestores the statement reads, from its first analysis. */
 static void
-analyse_uses(SagaApply *apply, ApplyStatement *statement, SPIPlanPtr plan)
+analyse_uses(ApplyStatement *statement, SPIPlanPtr plan)
 {
 	MemoryContext old;
 	ListCell   *lc;
@@ -289,7 +311,7 @@ analyse_uses(SagaApply *apply, ApplyStatement *statement, SPIPlanPtr plan)
 		foreach(lq, source->query_list)
 			(void) find_used_rows(lfirst(lq), &uses);
 	}
-	old = MemoryContextSwitchTo(apply->context);
+	old = MemoryContextSwitchTo(GetMemoryChunkContext(statement));
 	foreach(lc, uses)
 	{
 		bool		known = false;
@@ -343,7 +365,7 @@ plan_of(ApplyRun *run, ApplyStatement *statement)
 	{
 		prepared = SPI_prepare(statement->text.sql, 0, NULL);
 		if (prepared != NULL)
-			analyse_uses(apply, statement, prepared);
+			analyse_uses(statement, prepared);
 	}
 	else
 	{
@@ -366,14 +388,14 @@ plan_of(ApplyRun *run, ApplyStatement *statement)
 
 	if (apply->nplans >= MAX_PLANS)
 		forget_plan(apply, dlist_tail_element(ApplyPlan, node, &apply->plans));
-	old = MemoryContextSwitchTo(apply->context);
+	old = MemoryContextSwitchTo(GetMemoryChunkContext(statement));
 	plan = palloc0(sizeof(ApplyPlan));
 	plan->statement = statement;
 	plan->shapes = shapes_now(run, statement);
-	statement->plans = lappend(statement->plans, plan);
-	MemoryContextSwitchTo(old);
 	SPI_keepplan(prepared);
 	plan->plan = prepared;
+	statement->plans = lappend(statement->plans, plan);
+	MemoryContextSwitchTo(old);
 	dlist_push_head(&apply->plans, &plan->node);
 	apply->nplans++;
 	return prepared;
@@ -415,6 +437,7 @@ run_statement(ApplyRun *run, ApplyStatement *statement)
 		return;
 	}
 
+	elog(DEBUG2, "upkeep: %s", text->sql);
 	plan = plan_of(run, statement);
 	memset(&options, 0, sizeof(options));
 	if (text->capture != NULL)
@@ -450,16 +473,21 @@ list_of(SagaApply *apply, SagaStage *stage, ApplyMode mode, Bitmapset *sources,
 		Bitmapset *stages)
 {
 	ApplyList  *list;
+	MemoryContext context;
 	MemoryContext old;
+	dlist_iter	iter;
 	ListCell   *lc;
 	List	   *texts = NIL;
 
-	foreach(lc, apply->lists)
+	dlist_foreach(iter, &apply->lists)
 	{
-		list = lfirst(lc);
+		list = dlist_container(ApplyList, node, iter.cur);
 		if (list->stage == stage && list->mode == mode &&
 			bms_equal(list->sources, sources) && bms_equal(list->stages, stages))
+		{
+			dlist_move_head(&apply->lists, &list->node);
 			return list;
+		}
 	}
 
 	switch (mode)
@@ -475,8 +503,13 @@ list_of(SagaApply *apply, SagaStage *stage, ApplyMode mode, Bitmapset *sources,
 			break;
 	}
 
-	old = MemoryContextSwitchTo(apply->context);
+	if (apply->nlists >= MAX_LISTS)
+		forget_list(apply, dlist_tail_element(ApplyList, node, &apply->lists));
+	context = AllocSetContextCreate(apply->context, "saga apply statements",
+									ALLOCSET_SMALL_SIZES);
+	old = MemoryContextSwitchTo(context);
 	list = palloc0(sizeof(ApplyList));
+	list->context = context;
 	list->stage = stage;
 	list->mode = mode;
 	list->sources = bms_copy(sources);
@@ -491,7 +524,8 @@ list_of(SagaApply *apply, SagaStage *stage, ApplyMode mode, Bitmapset *sources,
 		statement->text.unless_empty = copy_text(text->unless_empty);
 		list->statements = lappend(list->statements, statement);
 	}
-	apply->lists = lappend(apply->lists, list);
+	dlist_push_head(&apply->lists, &list->node);
+	apply->nlists++;
 	MemoryContextSwitchTo(old);
 	return list;
 }

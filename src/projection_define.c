@@ -4,13 +4,14 @@
  *		rename, drop, pause, resume, rebuild and hand on.
  *
  * Runs in sessions; nothing here waits for the projector, which takes up each
- * change when it is committed.  Writes saga.projection; the objects are made
- * by projection_view.c.
+ * change when it is committed, but for the end of a batch that holds storage.
+ * Writes saga.projection; the objects are made by projection_view.c.  Locks:
+ * the view, then storage, then the row, as the workers lock the last two.
  */
 #include "postgres.h"
 
-#include "access/attmap.h"
 #include "access/genam.h"
+#include "access/htup_details.h"
 #include "access/table.h"
 #include "access/xact.h"
 #include "access/xlog.h"
@@ -19,6 +20,7 @@
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
+#include "commands/trigger.h"
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "lib/stringinfo.h"
@@ -51,6 +53,10 @@ PG_FUNCTION_INFO_V1(saga_pause_projection);
 PG_FUNCTION_INFO_V1(saga_resume_projection);
 PG_FUNCTION_INFO_V1(saga_rebuild_projection);
 PG_FUNCTION_INFO_V1(saga_alter_projection_owner);
+PG_FUNCTION_INFO_V1(saga_restored_projection);
+PG_FUNCTION_INFO_V1(saga_wake_projector);
+
+static bool inserting = false;	/* a row of ours, not one of a dump */
 
 /* ---- what the server must have ---- */
 
@@ -198,58 +204,11 @@ require_class(const SagaProgram *program, SagaClass class)
 					 saga_class_name(program->class))));
 }
 
-/*
- * Does the WAL tell what a row was before it was updated or deleted, in all
- * columns that the query uses?
- */
-static bool
-identity_covers(Relation rel, const SagaSource *source)
-{
-	Bitmapset  *identity;
-	AttrMap    *map;
-	bool		covered = true;
-
-	if (rel->rd_rel->relreplident == REPLICA_IDENTITY_FULL)
-		return true;
-	identity = RelationGetIndexAttrBitmap(rel, INDEX_ATTR_BITMAP_IDENTITY_KEY);
-	map = build_attrmap_by_name(RelationGetDescr(rel), source->desc);
-	for (int i = -1; covered && (i = bms_next_member(source->columns, i)) >= 0;)
-		covered = bms_is_member(map->attnums[i - 1] - FirstLowInvalidHeapAttributeNumber,
-								identity);
-
-	/* without any index, not even that a row went is told */
-	return covered && !bms_is_empty(identity);
-}
-
-static List *
-tables_without_identity(const SagaProgram *program)
-{
-	List	   *lacking = NIL;
-	ListCell   *lc;
-
-	foreach(lc, program->sources)
-	{
-		SagaSource *source = lfirst(lc);
-		ListCell   *lt;
-
-		foreach(lt, find_all_inheritors(source->relid, AccessShareLock, NULL))
-		{
-			Relation	rel = table_open(lfirst_oid(lt), NoLock);
-
-			if (rel->rd_rel->relkind == RELKIND_RELATION &&
-				!identity_covers(rel, source))
-				lacking = list_append_unique_oid(lacking, lfirst_oid(lt));
-			table_close(rel, NoLock);
-		}
-	}
-	return lacking;
-}
-
 /* Set it, or say what to set. */
 static void
 require_replica_identity(const SagaProgram *program, bool set)
 {
-	List	   *lacking = tables_without_identity(program);
+	List	   *lacking = saga_tables_without_identity(program, NULL);
 	StringInfoData statements;
 	StringInfoData names;
 	ListCell   *lc;
@@ -329,6 +288,15 @@ text_array(List *list)
 }
 
 static void
+insert(Datum *values, Oid *types, const char *nulls)
+{
+	saga_spi_own("INSERT INTO saga.projection (id, view, owner, query, search_path, consistency, key, indexes, "
+				 "max_lag, class, shape, stages, deterministic, replaces) OVERRIDING SYSTEM VALUE "
+				 "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12::jsonb, $13, $14)",
+				 14, types, values, nulls, NULL, NULL);
+}
+
+static void
 insert_row(const SagaProjectionRow *row, const SagaProgram *program)
 {
 	Oid			types[14] = {INT8OID, REGCLASSOID, REGROLEOID, TEXTOID, TEXTOID,
@@ -354,10 +322,16 @@ insert_row(const SagaProjectionRow *row, const SagaProgram *program)
 	v[12] = BoolGetDatum(program->deterministic);
 	v[13] = Int64GetDatum(row->replaces);
 	nulls[13] = row->replaces == 0 ? 'n' : ' ';
-	saga_spi_own("INSERT INTO saga.projection (id, view, owner, query, search_path, consistency, key, indexes, "
-				 "max_lag, class, shape, stages, deterministic, replaces) OVERRIDING SYSTEM VALUE "
-				 "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12::jsonb, $13, $14)",
-				 14, types, v, nulls, NULL, NULL);
+	inserting = true;
+	PG_TRY();
+	{
+		insert(v, types, nulls);
+	}
+	PG_FINALLY();
+	{
+		inserting = false;
+	}
+	PG_END_TRY();
 	saga_projections_changed();
 }
 
@@ -471,8 +445,8 @@ drop_replacement(int64 id)
 
 	if (!saga_projection_replacement(id, &row))
 		return;
-	delete_row(row.id);
 	saga_storage_drop(row.id);
+	delete_row(row.id);
 	saga_projection_stat_forget(row.id);
 }
 
@@ -574,8 +548,8 @@ saga_drop_projection(PG_FUNCTION_ARGS)
 	saga_projection_to_change(name, &row);
 	run_as_user(psprintf("DROP VIEW %s", saga_projection_name(row.view)));
 	drop_replacement(row.id);
-	delete_row(row.id);
 	saga_storage_drop(row.id);
+	delete_row(row.id);
 	saga_projection_stat_forget(row.id);
 	saga_projections_changed();
 	PG_RETURN_VOID();
@@ -593,11 +567,11 @@ set_owner(const SagaProjectionRow *row, Oid owner)
 	(void) saga_program_build(row->query, row->id, row->key);
 	saga_run_as_end(&save);
 
+	saga_storage_set_owner(row->id, owner);
 	values[0] = Int64GetDatum(row->id);
 	values[1] = ObjectIdGetDatum(owner);
 	saga_spi_own("UPDATE saga.projection SET owner = $2 WHERE id = $1",
 				 2, types, values, NULL, NULL, NULL);
-	saga_storage_set_owner(row->id, owner);
 }
 
 /* saga.alter_projection_owner(name, role): as ALTER VIEW ... OWNER TO. */
@@ -650,7 +624,7 @@ resume(const SagaProjectionRow *row)
 		return;
 	if (!row->filled)
 		set_state(row->id, "filling", NULL, true);
-	else if (row->stale)
+	else if (row->stale || row->replaces != 0)
 		set_state(row->id, "rebuilding", NULL, true);
 	else
 		set_state(row->id, "following", NULL, false);
@@ -698,4 +672,54 @@ saga_rebuild_projection(PG_FUNCTION_ARGS)
 		set_state(row.id, "rebuilding",
 				  psprintf("asked for by %s", GetUserNameFromId(GetUserId(), false)), true);
 	PG_RETURN_VOID();
+}
+
+/* ---- rows that others insert ---- */
+
+/*
+ * Trigger before INSERT on saga.projection.  A row that is not from us is from
+ * a dump, whose other tables are still being loaded, storage among them: it
+ * must be left alone until somebody knows that all is there.
+ */
+Datum
+saga_restored_projection(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigger = (TriggerData *) fcinfo->context;
+	TupleDesc	desc;
+	HeapTuple	row;
+	int			columns[4];
+	Datum		values[4];
+	bool		nulls[4] = {false, false, false, true};
+	bool		isnull;
+
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("saga.restored_projection_() must be called as a trigger")));
+	row = trigger->tg_trigtuple;
+	if (inserting)
+		return PointerGetDatum(row);
+	desc = RelationGetDescr(trigger->tg_relation);
+	columns[0] = SPI_fnumber(desc, "state");
+	values[0] = CStringGetTextDatum("parked");
+	columns[1] = SPI_fnumber(desc, "reason");
+	values[1] = CStringGetTextDatum("restored from a dump; to be resumed when all of that is restored");
+	columns[2] = SPI_fnumber(desc, "stale");
+	values[2] = heap_getattr(row, SPI_fnumber(desc, "filled"), desc, &isnull);
+	columns[3] = SPI_fnumber(desc, "snapshot");
+	values[3] = (Datum) 0;
+	saga_projections_changed();
+	return PointerGetDatum(heap_modify_tuple_by_cols(row, desc, 4, columns, values, nulls));
+}
+
+/* Trigger after INSERT on saga.handler: nobody else tells of a restored one. */
+Datum
+saga_wake_projector(PG_FUNCTION_ARGS)
+{
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("saga.wake_projector_() must be called as a trigger")));
+	saga_projector_wake_at_commit();
+	return PointerGetDatum(NULL);
 }

@@ -295,3 +295,13 @@ saga_delta_finish(SagaDelta *delta)
 	write_rows(delta);
 	(void) store_of(delta);		/* scanned even when empty */
 }
+
+void
+saga_delta_end(SagaDelta *delta)
+{
+	ExecDropSingleTupleTableSlot(delta->table->slot);
+	MemoryContextDelete(delta->table->context);
+	if (delta->store != NULL)
+		tuplestore_end(delta->store);
+	delta->store = NULL;
+}

@@ -277,7 +277,7 @@ stand_of(const SagaProjectionRow *row, Snapshot snapshot, Stand *stand)
 		stand->at = GetCurrentTimestamp();
 		return;
 	}
-	if (row->own)
+	if (row->own || row->stale)
 	{
 		stand->position = row->position;
 		stand->at = row->at;
@@ -289,7 +289,7 @@ stand_of(const SagaProjectionRow *row, Snapshot snapshot, Stand *stand)
 
 		/* old, and yet of now, if nothing has changed since */
 		looked = last_looked(&position);
-		if (looked > feed.at && !row->stale && saga_feed_stand(NULL, &latest) &&
+		if (looked != 0 && looked > feed.at && !row->stale && saga_feed_stand(NULL, &latest) &&
 			latest.batches == feed.batches)
 		{
 			stand->at = looked;
@@ -441,16 +441,24 @@ saga_check_projection(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("projection \"%s\" is not filled yet", name),
 				 errdetail("Its view runs the query itself.")));
-	if (!saga_check_ask(row.id, &answer))
-		ereport(ERROR,
-				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("too many checks are under way"),
-				 errhint("Try again when some of them are done.")));
-	if (answer.error)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("projection \"%s\" could not be checked", name),
-				 errdetail_internal("%s", answer.error)));
+	for (;;)
+	{
+		saga_projection_require_upkeep(&row);
+		if (!saga_check_ask(row.id, &answer))
+			ereport(ERROR,
+					(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+					 errmsg("too many checks are under way"),
+					 errhint("Try again when some of them are done.")));
+		if (answer.error == NULL)
+			break;
+
+		/* it may have been behind the others for a moment */
+		if (!saga_projection_row(row.id, NULL, &row))
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_OBJECT),
+					 errmsg("projection \"%s\" has been dropped or replaced", name)));
+		saga_projection_pause();
+	}
 	values[0] = Int64GetDatum(answer.missing);
 	values[1] = Int64GetDatum(answer.extra);
 	values[2] = LSNGetDatum(answer.position);

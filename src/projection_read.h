@@ -41,4 +41,7 @@ extern void saga_projection_require_upkeep(const SagaProjectionRow *row);
  */
 extern bool saga_projection_wait(int64 id, XLogRecPtr until, TimestampTz end);
 
+/* Let the projector work for a moment. */
+extern void saga_projection_pause(void);
+
 #endif							/* SAGA_PROJECTION_READ_H */

@@ -138,6 +138,7 @@ read_row(HeapTuple tuple, TupleDesc desc, SagaProjectionRow *row)
 	row->state = TextDatumGetCString(values[PRO_STATE - 1]);
 	if (!nulls[PRO_REASON - 1])
 		row->reason = TextDatumGetCString(values[PRO_REASON - 1]);
+	row->since = DatumGetTimestampTz(values[PRO_SINCE - 1]);
 	row->filled = DatumGetBool(values[PRO_FILLED - 1]);
 	row->stale = DatumGetBool(values[PRO_STALE - 1]);
 	row->plain = DatumGetBool(values[PRO_PLAIN - 1]);

@@ -26,6 +26,7 @@ typedef struct SagaProjectionRow
 	Interval   *max_lag;		/* or NULL */
 	char	   *state;
 	char	   *reason;			/* or NULL */
+	TimestampTz since;			/* when the state began */
 	bool		filled;
 	bool		stale;
 	bool		plain;

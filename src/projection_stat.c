@@ -84,6 +84,7 @@ static void
 initialise(SagaProjectionStat *s)
 {
 	pg_atomic_init_u64(&s->batches, 0);
+	pg_atomic_init_u64(&s->changed_after, SAGA_CHANGED_UNKNOWN);
 	pg_atomic_init_u64(&s->statements, 0);
 	pg_atomic_init_u64(&s->rows_in, 0);
 	pg_atomic_init_u64(&s->rows_out, 0);
@@ -202,8 +203,11 @@ saga_projection_count(int64 id, int64 statements, int64 rows_in,
 					  int64 rows_out, bool recomputed, int64 us)
 {
 	SagaProjectionStat *s = saga_projection_stat(id);
+	XLogRecPtr	position;
 
 	pg_atomic_fetch_add_u64(&s->batches, 1);
+	if (saga_projector_position(&position))
+		pg_atomic_write_u64(&s->changed_after, position);
 	pg_atomic_fetch_add_u64(&s->statements, statements);
 	pg_atomic_fetch_add_u64(&s->rows_in, rows_in);
 	pg_atomic_fetch_add_u64(&s->rows_out, rows_out);
@@ -267,6 +271,22 @@ saga_projection_stats(PG_FUNCTION_ARGS)
 }
 
 /* ---- checks ---- */
+
+bool
+saga_check_pending(void)
+{
+	bool		found = false;
+
+	if (shared == NULL || pg_atomic_read_u32(&shared->asked) == 0)
+		return false;
+	LWLockAcquire(&shared->lock, LW_SHARED);
+	for (int i = 0; i < SAGA_MAX_CHECKS && !found; i++)
+		found = shared->checks[i].state != CHECK_FREE &&
+			shared->checks[i].state != CHECK_ANSWERED &&
+			shared->checks[i].dboid == MyDatabaseId;
+	LWLockRelease(&shared->lock);
+	return found;
+}
 
 bool
 saga_check_take(SagaCheckTicket *ticket)

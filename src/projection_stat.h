@@ -18,6 +18,8 @@
 #define SAGA_MAX_PROJECTION_STATS	512
 #define SAGA_MAX_CHECKS				32
 
+#define SAGA_CHANGED_UNKNOWN		PG_UINT64_MAX	/* no batch counted yet */
+
 /* What a fill or rebuild is doing, and what 'done' and 'total' count. */
 typedef enum SagaFillPhase
 {
@@ -33,6 +35,8 @@ typedef struct SagaProjectionStat
 	Oid			dboid;
 	int64		id;				/* of the projection; 0: free */
 	pg_atomic_uint64 batches;	/* in which it had changes */
+	pg_atomic_uint64 changed_after; /* where the feed stood before the last of
+									 * them */
 	pg_atomic_uint64 statements;	/* of its program that ran */
 	pg_atomic_uint64 rows_in;	/* changed rows of its sources */
 	pg_atomic_uint64 rows_out;	/* rows written to storage */
@@ -59,7 +63,10 @@ extern void saga_projection_stat_forget(int64 id);
 /* Enter a phase: sets when it began, done := 0.  NONE when all is over. */
 extern void saga_projection_phase(int64 id, SagaFillPhase phase, uint64 total);
 
-/* A batch was applied to it (or failed). */
+/*
+ * A batch was applied to it.  By the projector, before it publishes the
+ * position of this batch.
+ */
 extern void saga_projection_count(int64 id, int64 statements, int64 rows_in,
 								  int64 rows_out, bool recomputed, int64 us);
 
@@ -75,6 +82,7 @@ typedef struct SagaCheckTicket
 	int64		id;				/* of the projection */
 } SagaCheckTicket;
 
+extern bool saga_check_pending(void);	/* is a batch wanted for one? */
 extern bool saga_check_take(SagaCheckTicket *ticket);
 extern void saga_check_answer(const SagaCheckTicket *ticket, int64 missing,
 							  int64 extra, XLogRecPtr position,

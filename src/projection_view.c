@@ -12,25 +12,19 @@
  */
 #include "postgres.h"
 
-#include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/relation.h"
 #include "access/table.h"
 #include "access/xact.h"
 #include "catalog/dependency.h"
-#include "catalog/indexing.h"
 #include "catalog/pg_class.h"
-#include "catalog/pg_depend.h"
-#include "catalog/pg_rewrite.h"
 #include "catalog/pg_type.h"
 #include "commands/tablecmds.h"
 #include "executor/spi.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
-#include "rewrite/rewriteSupport.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
-#include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
@@ -223,82 +217,19 @@ saga_storage_set_owner(int64 id, Oid owner)
 	CommandCounterIncrement();
 }
 
-/* ---- dependencies of the view ---- */
-
-/* What a view's rule depends on, so that it cannot be dropped under it. */
-static List *
-rule_dependencies(Oid rule)
-{
-	Relation	rel = table_open(DependRelationId, AccessShareLock);
-	List	   *found = NIL;
-	ScanKeyData key[2];
-	SysScanDesc scan;
-	HeapTuple	tuple;
-
-	ScanKeyInit(&key[0], Anum_pg_depend_classid, BTEqualStrategyNumber, F_OIDEQ,
-				ObjectIdGetDatum(RewriteRelationId));
-	ScanKeyInit(&key[1], Anum_pg_depend_objid, BTEqualStrategyNumber, F_OIDEQ,
-				ObjectIdGetDatum(rule));
-	scan = systable_beginscan(rel, DependDependerIndexId, true, NULL, 2, key);
-	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
-	{
-		Form_pg_depend form = (Form_pg_depend) GETSTRUCT(tuple);
-		ObjectAddress *on;
-
-		if (form->deptype != DEPENDENCY_NORMAL)
-			continue;
-		on = palloc(sizeof(ObjectAddress));
-		ObjectAddressSubSet(*on, form->refclassid, form->refobjid, form->refobjsubid);
-		found = lappend(found, on);
-	}
-	systable_endscan(scan);
-	table_close(rel, AccessShareLock);
-	return found;
-}
-
-static bool
-depends_on(List *dependencies, const ObjectAddress *on)
-{
-	ListCell   *lc;
-
-	foreach(lc, dependencies)
-	{
-		ObjectAddress *other = lfirst(lc);
-
-		if (other->classId == on->classId && other->objectId == on->objectId &&
-			other->objectSubId == on->objectSubId)
-			return true;
-	}
-	return false;
-}
-
 /*
- * Give the view another text.  With keep_dependencies it goes on depending on
- * what it depended on: the sources are no longer in its text, but must not be
- * dropped without CASCADE all the same.
+ * Give the view another text.  The plain one reads storage alone, and so does
+ * not depend on the sources: they may be altered or dropped like any table,
+ * and the projection is then rebuilt or parked.
  */
 static void
-replace_view(const SagaProgram *program, Oid view, bool plain,
-			 bool keep_dependencies)
+replace_view(const SagaProgram *program, Oid view, bool plain)
 {
-	Oid			rule = get_rewrite_oid(view, "_RETURN", false);
-	ObjectAddress self;
-	List	   *before;
-	List	   *after;
-	ListCell   *lc;
 	SagaUserSwitch save;
 
-	before = keep_dependencies ? rule_dependencies(rule) : NIL;
 	saga_as_extension_owner_begin(&save);
 	run(view_sql(program, saga_projection_name(view), true, plain));
 	saga_as_extension_owner_end(&save);
-	CommandCounterIncrement();
-
-	ObjectAddressSet(self, RewriteRelationId, get_rewrite_oid(view, "_RETURN", false));
-	after = rule_dependencies(self.objectId);
-	foreach(lc, before)
-		if (!depends_on(after, lfirst(lc)))
-			recordDependencyOn(&self, lfirst(lc), DEPENDENCY_NORMAL);
 	CommandCounterIncrement();
 }
 
@@ -327,15 +258,30 @@ update_row(const char *sql, int64 id)
 	saga_spi_own(sql, 1, types, values, NULL, NULL, NULL);
 }
 
+/*
+ * Lock the view, and see whether the row is still as it was read: it may have
+ * been dropped or replaced meanwhile.
+ */
+static bool
+lock_view(const SagaProjectionRow *row)
+{
+	SagaProjectionRow now;
+
+	LockRelationOid(row->view, AccessExclusiveLock);
+	return get_rel_relkind(row->view) == RELKIND_VIEW &&
+		saga_projection_row(row->id, NULL, &now) &&
+		now.filled && now.replaces == row->replaces;
+}
+
 static void
 make_plain(void *arg)
 {
 	const SagaProjectionRow *row = arg;
-	SagaProgram *program;
+	SagaProgram *program = program_of(row);
 
-	LockRelationOid(row->view, AccessExclusiveLock);
-	program = program_of(row);
-	replace_view(program, row->view, true, true);
+	if (!lock_view(row))
+		return;
+	replace_view(program, row->view, true);
 	update_row("UPDATE saga.projection SET plain = true WHERE id = $1", row->id);
 }
 
@@ -347,15 +293,16 @@ static void
 take_place(void *arg)
 {
 	const SagaProjectionRow *row = arg;
-	int64		old = row->replaces;
+	SagaProgram *program = program_of(row);
 
 	/* the order that saga_projection_to_change() and dropping the view have */
-	saga_projection_lock(old);
-	LockRelationOid(row->view, AccessExclusiveLock);
-	replace_view(program_of(row), row->view, false, false);
-	update_row("DELETE FROM saga.projection WHERE id = $1", old);
+	saga_projection_lock(row->replaces);
+	if (!lock_view(row))
+		return;
+	replace_view(program, row->view, false);
+	saga_storage_drop(row->replaces);
+	update_row("DELETE FROM saga.projection WHERE id = $1", row->replaces);
 	update_row("UPDATE saga.projection SET replaces = NULL, plain = false WHERE id = $1", row->id);
-	saga_storage_drop(old);
 	saga_projections_changed();
 }
 
@@ -364,8 +311,8 @@ sweep_one(void *arg)
 {
 	int64		id = *(int64 *) arg;
 
-	update_row("DELETE FROM saga.projection WHERE id = $1 OR replaces = $1", id);
 	saga_storage_drop(id);
+	update_row("DELETE FROM saga.projection WHERE id = $1 OR replaces = $1", id);
 	saga_projections_changed();
 }
 
@@ -376,11 +323,11 @@ sweep_owner(void *arg)
 	Oid			types[2] = {INT8OID, REGROLEOID};
 	Datum		values[2];
 
+	saga_storage_set_owner(row->id, row->owner);
 	values[0] = Int64GetDatum(row->id);
 	values[1] = ObjectIdGetDatum(row->owner);
 	saga_spi_own("UPDATE saga.projection SET owner = $2 WHERE id = $1",
 				 2, types, values, NULL, NULL, NULL);
-	saga_storage_set_owner(row->id, row->owner);
 	saga_projections_changed();
 }
 
@@ -447,7 +394,11 @@ saga_projection_filled(int64 id)
 
 	if (!saga_projection_row(id, NULL, &row) || row.replaces == 0)
 		return true;
-	if (!row.filled || get_rel_relkind(row.view) != RELKIND_VIEW)
+	if (strcmp(row.state, "paused") == 0 || strcmp(row.state, "parked") == 0)
+		return true;			/* resuming it leads here again */
+
+	/* readers must not be thrown back: it has to have caught up */
+	if (!row.filled || row.own || get_rel_relkind(row.view) != RELKIND_VIEW)
 		return false;
 	if (!with_short_locks(take_place, &row))
 		return false;

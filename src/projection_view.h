@@ -32,9 +32,10 @@ extern void saga_storage_set_owner(int64 id, Oid owner);
 
 /*
  * When a fill has been committed: a projection that replaces another one takes
- * its place, view, grants and all.  True when there is nothing (left) to do;
- * false if the view could not be locked, and it should be called again in a
- * second or so.  Each call in a transaction of its own.
+ * its place, view, grants and all, as soon as it stands where the feed stands.
+ * True when there is nothing (left) to do; false if it has not caught up or
+ * the view could not be locked, and it should be called again in a second or
+ * so.  Each call in a transaction of its own.
  */
 extern bool saga_projection_filled(int64 id);
 

@@ -34,9 +34,13 @@
 #include "feed_shared.h"
 #include "guc.h"
 #include "projection_read.h"
+#include "projection_stat.h"
 
 /* How long a projection that lags behind the others is left alone. */
 #define LOOK_AGAIN_MS	10
+
+/* How often a waiting session looks whether waiting has become vain. */
+#define LOOK_AT_STATE_MS	500
 
 typedef struct Wanted
 {
@@ -109,8 +113,8 @@ own_position_reached(const SagaProjectionRow *row, XLogRecPtr until)
 	return !row->filled || !row->own || row->position >= until;
 }
 
-static void
-pause_shortly(void)
+void
+saga_projection_pause(void)
 {
 	saga_projector_kick();
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
@@ -119,28 +123,42 @@ pause_shortly(void)
 	CHECK_FOR_INTERRUPTS();
 }
 
+/* False if nothing is to be waited for; raises if it would be in vain. */
+static bool
+may_be_waited_for(int64 id, SagaProjectionRow *row)
+{
+	if (!saga_projection_row(id, NULL, row))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("the projection has been dropped or replaced")));
+	if (!row->filled)
+		return false;			/* readers run the query itself */
+	saga_projection_require_upkeep(row);
+	return true;
+}
+
 bool
 saga_projection_wait(int64 id, XLogRecPtr until, TimestampTz end)
 {
+	SagaProjectionRow row;
+
+	if (!may_be_waited_for(id, &row))
+		return true;
+
 	/* the projector reads flushed WAL only */
 	XLogFlush(until);
 	for (;;)
 	{
-		SagaProjectionRow row;
-		bool		published = saga_projector_wait(until, Max(0, ms_until(end)));
+		bool		published = saga_projector_wait(until,
+													Min(LOOK_AT_STATE_MS, Max(0, ms_until(end))));
 
-		if (!saga_projection_row(id, NULL, &row))
-			ereport(ERROR,
-					(errcode(ERRCODE_UNDEFINED_OBJECT),
-					 errmsg("the projection has been dropped or replaced")));
-		if (!row.filled)
-			return true;		/* readers run the query itself */
-		saga_projection_require_upkeep(&row);
-		if (published && own_position_reached(&row, until))
+		if (!may_be_waited_for(id, &row) ||
+			(published && own_position_reached(&row, until)))
 			return true;
 		if (ms_until(end) <= 0)
 			return false;
-		pause_shortly();
+		if (published)
+			saga_projection_pause();
 	}
 }
 
@@ -277,22 +295,30 @@ wait_and_look_again(QueryDesc *query, List *wanted, TimestampTz end)
 	PushActiveSnapshot(query->snapshot);
 }
 
-/* Is what the snapshot sees of the projection what a new one would see? */
+/*
+ * Is what the snapshot sees of the projection what a new one would see?  The
+ * feed moves on in batches that have nothing for this one, too.
+ */
 static bool
 same_contents(int64 id, Snapshot snapshot)
 {
+	uint64		changed_after = pg_atomic_read_u64(&saga_projection_stat(id)->changed_after);
 	SagaProjectionRow seen;
 	SagaProjectionRow latest;
 	SagaFeedStand seen_feed;
 	SagaFeedStand latest_feed;
 
-	return saga_projection_row(id, snapshot, &seen) &&
-		saga_feed_stand(snapshot, &seen_feed) &&
-		saga_projection_row(id, NULL, &latest) &&
-		saga_feed_stand(NULL, &latest_feed) &&
-		seen.own == latest.own && seen.filled == latest.filled &&
-		(seen.own ? seen.position == latest.position && seen.at == latest.at
-		 : seen_feed.batches == latest_feed.batches && seen_feed.at == latest_feed.at);
+	if (!saga_projection_row(id, snapshot, &seen) ||
+		!saga_projection_row(id, NULL, &latest) ||
+		!saga_feed_stand(snapshot, &seen_feed) ||
+		!saga_feed_stand(NULL, &latest_feed) ||
+		seen.since != latest.since || seen.own != latest.own)
+		return false;			/* filled, rebuilt, paused, ... meanwhile */
+	if (seen.own)
+		return seen.position == latest.position && seen.at == latest.at;
+	return seen_feed.batches == latest_feed.batches ||
+		(changed_after != SAGA_CHANGED_UNKNOWN &&
+		 seen_feed.position > changed_after);
 }
 
 /* Wait, but keep the snapshot: it must see what a new one would. */
@@ -338,8 +364,7 @@ read_consistently(QueryDesc *query)
 		wanted = drop_unfilled(wanted, query->snapshot);
 	if (wanted == NIL)
 		return;
-	if (!saga_preloaded())
-		saga_require_preload();
+	saga_require_preload();
 	end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), saga_read_timeout);
 	if (can_have_another_snapshot(query))
 		wait_and_look_again(query, wanted, end);

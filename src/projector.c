@@ -23,7 +23,6 @@
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
-#include "replication/slot.h"
 #include "storage/ipc.h"
 #include "storage/proc.h"
 #include "storage/procarray.h"
@@ -103,7 +102,7 @@ read_feed_row(void)
 	HeapTuple	tuple;
 	TupleDesc	desc;
 
-	if (SPI_execute("SELECT slot, snapshot, position, batches, timeline FROM saga.feed", true, 1) != SPI_OK_SELECT ||
+	if (SPI_execute("SELECT slot, snapshot, position, batches, timeline, identity FROM saga.feed", true, 1) != SPI_OK_SELECT ||
 		SPI_processed != 1)
 		elog(ERROR, "could not read saga.feed");
 	tuple = SPI_tuptable->vals[0];
@@ -117,6 +116,8 @@ read_feed_row(void)
 	row.position = DatumGetLSN(SPI_getbinval(tuple, desc, 3, &isnull));
 	row.batches = DatumGetInt64(SPI_getbinval(tuple, desc, 4, &isnull));
 	row.timeline = DatumGetInt32(SPI_getbinval(tuple, desc, 5, &isnull));
+	row.identity = MemoryContextStrdup(TopMemoryContext,
+									   TextDatumGetCString(SPI_getbinval(tuple, desc, 6, &isnull)));
 }
 
 /*
@@ -207,13 +208,6 @@ open_feed(void)
 		saga_projector_leave();
 	feed = saga_feed_open();
 	saga_worker_leave(false);
-	if (row.position != InvalidXLogRecPtr &&
-		MyReplicationSlot->data.confirmed_flush > row.position && row.snapshot != (Datum) 0)
-	{
-		/* somebody moved it past what the contents have */
-		begin_anew("the replication slot is ahead of the projections");
-		proc_exit(1);
-	}
 }
 
 /* ------------------------------------------------------------- the set */
@@ -286,7 +280,9 @@ look_at_set(void)
 	begin("loading projections");
 	(void) saga_projection_sweep();
 	settle_states();
+	saga_set_load_handlers(feed, &row);
 	saga_set_load(feed);
+	saga_set_start_handlers(feed, &row);
 	foreach(lc, saga_projections)
 	{
 		SagaProjection *p = lfirst(lc);
@@ -296,7 +292,7 @@ look_at_set(void)
 			register_fill(p);
 	}
 	saga_worker_commit(true);
-	if (saga_projections == NIL)
+	if (saga_projections == NIL && saga_handlers == NIL)
 	{
 		/* the last one is gone: hold back nothing */
 		begin("dropping the slot");
@@ -409,6 +405,21 @@ confirm(void)
 		saga_feed_confirm(feed, lsn);
 }
 
+/* Drop what nobody needs any more. */
+static void
+forget_applied(void)
+{
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &feed->txns)
+	{
+		SagaFeedTxn *txn = dlist_container(SagaFeedTxn, node, iter.cur);
+
+		if (!saga_set_keeps(row.snapshot, txn))
+			saga_feed_forget(feed, txn);
+	}
+}
+
 /* Whoever makes us hold back more WAL than allowed is given up. */
 static void
 limit_lag(void)
@@ -436,21 +447,19 @@ limit_lag(void)
 					   "it held back more WAL than saga.max_slot_lag allows; "
 					   "saga.resume_projection() rebuilds it", "SGL01");
 	}
+	foreach(lc, saga_handlers)
+	{
+		if (!saga_handler_keeps(lfirst(lc), oldest))
+			continue;
+		if (!any)
+			begin("giving up a handler that lags");
+		any = true;
+		saga_handler_lose(lfirst(lc), "it held back more WAL than saga.max_slot_lag allows");
+	}
 	if (any)
 	{
-		dlist_mutable_iter iter;
-
 		saga_worker_commit(true);
-		dlist_foreach_modify(iter, &feed->txns)
-		{
-			SagaFeedTxn *txn = dlist_container(SagaFeedTxn, node, iter.cur);
-			bool		keep = row.snapshot == (Datum) 0 || !saga_snapshot_sees(row.snapshot, txn->xid);
-
-			foreach(lc, saga_projections)
-				keep = keep || saga_projection_keeps(lfirst(lc), txn);
-			if (!keep)
-				saga_feed_forget(feed, txn);
-		}
+		forget_applied();
 	}
 }
 
@@ -550,11 +559,32 @@ look_for_work(void)
 	}
 	if (saga_projections_dirty)
 		need = Max(need, BATCH);
-	if (batch_asked || saga_batch_asked() ||
+	if (batch_asked || saga_check_pending() ||
 		(row.position < pg_atomic_read_u64(&shared->wanted_position) &&
 		 row.position < reachable))
 		need = BATCH_NOW;
 	return need;
+}
+
+/* Transactions that are decoded and not applied, for saga.stat_projections. */
+static void
+count_waiting(void)
+{
+	int64		unseen = 0;
+	dlist_iter	iter;
+	ListCell   *lc;
+
+	dlist_foreach(iter, &feed->txns)
+		if (!saga_snapshot_sees(row.snapshot, dlist_container(SagaFeedTxn, node, iter.cur)->xid))
+			unseen++;
+	foreach(lc, saga_projections)
+	{
+		SagaProjection *p = lfirst(lc);
+		bool		own = p->state != SAGA_P_FOLLOWING || p->snapshot != (Datum) 0;
+
+		pg_atomic_write_u64(&saga_projection_stat(p->id)->waiting,
+							(uint64) (own ? feed->ntxns : unseen));
+	}
 }
 
 static void
@@ -578,8 +608,9 @@ batch(void)
 		return;
 	}
 	batch_asked = false;
-	last_commit = XactLastCommitEnd;
+	last_commit = Max(last_commit, XactLastCommitEnd);
 	publish();
+	count_waiting();
 	deferred_wait = 1;
 	ended = saga_now();
 	cost = ended - began;
@@ -610,8 +641,10 @@ turn(void)
 	TimestampTz now;
 	Need		need;
 	long		fill_wait;
+	long		handler_wait;
 	long		wait;
 	bool		all;
+	bool		batched = false;
 
 	saga_worker_interrupts();
 	look_at_set();
@@ -633,11 +666,16 @@ turn(void)
 	if (need == BATCH_NOW || (need == BATCH && now >= rest_until))
 	{
 		batch();
-		confirm();
-		return;
+		need = NOTHING;
+		batched = true;
 	}
+	handler_wait = saga_handlers_follow(feed, &row, &last_commit);
+	if (batched || handler_wait >= 0)
+		forget_applied();
 	confirm();
 	make_views_plain(now);
+	if (batched || handler_wait == 0)
+		return;
 	if (!all)
 		return;
 	if (need == BATCH)
@@ -658,6 +696,8 @@ turn(void)
 		}
 		if (fill_wait >= 0)
 			wait = Min(wait, fill_wait);
+		if (handler_wait >= 0)
+			wait = Min(wait, handler_wait);
 		wait_for(wait, true);
 	}
 }

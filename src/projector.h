@@ -16,6 +16,7 @@
 
 #include "feed.h"
 #include "feed_shared.h"
+#include "handler.h"
 #include "projection.h"
 
 typedef enum SagaProjectionState
@@ -79,8 +80,20 @@ typedef struct SagaTracked
 	List	   *roots;			/* of SagaTrackedRoot * */
 } SagaTracked;
 
+/* The row of saga.feed. */
+typedef struct SagaFeedRow
+{
+	char		slot[NAMEDATALEN];
+	char	   *identity;
+	Datum		snapshot;		/* 0: none yet */
+	XLogRecPtr	position;
+	int64		batches;
+	int32		timeline;
+} SagaFeedRow;
+
 /* ---- projector_set.c ---- */
 extern List *saga_projections;	/* of SagaProjection * */
+extern List *saga_handlers;		/* of SagaHandler * */
 extern bool saga_projections_dirty; /* a source's definition may have changed */
 
 extern void saga_set_init(void);
@@ -107,6 +120,10 @@ extern void saga_set_state(SagaProjection *p, SagaProjectionState state,
 /* Give it the snapshot and position it stands at, or (0) the feed's. */
 extern void saga_set_snapshot(SagaProjection *p, Datum snapshot,
 							  XLogRecPtr position);
+/*
+ * Must it be kept beyond the batch at this snapshot (a pg_snapshot, or 0)?
+ */
+extern bool saga_set_keeps(Datum snapshot, SagaFeedTxn *txn);
 extern bool saga_projection_keeps(const SagaProjection *p, SagaFeedTxn *txn);
 extern bool saga_projection_reads(const SagaProjection *p, List *relids);
 extern Datum saga_snapshot_copy(Datum snapshot, MemoryContext context);
@@ -116,27 +133,29 @@ extern const char *saga_sqlstate_text(int sqlerrcode);
 /* In coordinator 0, at its start: have a projector run if there is work. */
 extern void saga_projector_if_needed(void);
 
+/* ---- projector_handlers.c ---- */
+extern void saga_set_load_handlers(SagaFeed *feed, const SagaFeedRow *row);
+
+/* Start those whose table is tracked now; in a transaction. */
+extern void saga_set_start_handlers(SagaFeed *feed, const SagaFeedRow *row);
+
+/*
+ * Let handlers follow what the snapshot sees.  Returns ms until there is more
+ * to do, or -1; *commit is moved to the last commit made.
+ */
+extern long saga_handlers_follow(SagaFeed *feed, const SagaFeedRow *row,
+								 XLogRecPtr *commit);
+
 /* ---- projector.c ---- */
 extern void saga_projector_leave(void) pg_attribute_noreturn();
 
 /* ---- projector_batch.c ---- */
-typedef struct SagaFeedRow
-{
-	char		slot[NAMEDATALEN];
-	Datum		snapshot;		/* 0: none yet */
-	XLogRecPtr	position;
-	int64		batches;
-	int32		timeline;
-} SagaFeedRow;
 
 /*
  * One batch: everything visible now.  Returns false if nothing was done for
  * now (a lock was not to be had) and it should be tried again soon.
  */
 extern bool saga_batch(SagaFeed *feed, SagaFeedRow *row);
-
-/* Does a session wait for a comparison, which only a batch can make? */
-extern bool saga_batch_asked(void);
 
 /* Nobody's fault: to be tried again. */
 extern bool saga_error_is_transient(const ErrorData *error);

@@ -54,19 +54,59 @@ at_step(const char *step)
 
 /* --------------------------------------------------------------- sources */
 
+static List *blocked = NIL;		/* tables that somebody else has locked, in
+								 * TopMemoryContext */
+
 /*
  * Locks before the snapshot: what rewrites or truncates a source has then
- * either committed, and S sees it, or has to wait for our end.
+ * either committed, and S sees it, or has to wait for our end.  A table that
+ * is not to be had for half a second is left out, with the projections that
+ * read it; those fall behind, and the others do not.
  */
 static void
 lock_sources(void)
 {
+	List	   *still = NIL;
+	int			patience = 50;
 	ListCell   *lc;
+	MemoryContext old;
 
+	foreach(lc, saga_set_tables())
+	{
+		Oid			relid = lfirst_oid(lc);
+		bool		locked;
+
+		while (!(locked = ConditionalLockRelationOid(relid, AccessShareLock)) &&
+			   patience-- > 0 && !list_member_oid(blocked, relid))
+		{
+			CHECK_FOR_INTERRUPTS();
+			pg_usleep(10000);
+		}
+		if (!locked)
+		{
+			old = MemoryContextSwitchTo(TopMemoryContext);
+			still = lappend_oid(still, relid);
+			MemoryContextSwitchTo(old);
+		}
+	}
+	list_free(blocked);
+	blocked = still;
+	/* partitions made since, and storage: nobody waits for long */
 	(void) set_config_option("lock_timeout", "1000", PGC_SUSET, PGC_S_SESSION,
 							 GUC_ACTION_LOCAL, true, 0, false);
-	foreach(lc, saga_set_tables())
-		LockRelationOid(lfirst_oid(lc), AccessShareLock);
+}
+
+static bool
+is_blocked(const SagaProjection *p)
+{
+	ListCell   *lc;
+
+	if (blocked == NIL)
+		return false;
+	foreach(lc, p->program->sources)
+		if (list_member_oid(blocked, ((SagaSource *) lfirst(lc))->relid))
+			return true;
+	return saga_projection_reads(p, blocked);
 }
 
 /*
@@ -85,7 +125,7 @@ look_at_sources(List *truncated)
 		bool		shape = false;
 		bool		rewritten = false;
 
-		if (p->program == NULL || (p->state == SAGA_P_PARKED && p->stale))
+		if (p->program == NULL || (p->state == SAGA_P_PARKED && p->stale) || is_blocked(p))
 			continue;
 		for (int i = 0; i < list_length(p->program->sources); i++)
 		{
@@ -124,7 +164,8 @@ typedef struct Deltas
 {
 	List	   *sources;		/* of SagaSource *: one each, columns of all */
 	List	   *deltas;			/* of SagaDelta *, parallel; NULL: untouched */
-	List	   *recompute;		/* of Oid: roots no delta can speak for */
+	List	   *recompute;		/* of Oid: roots that were truncated */
+	List	   *incomplete;		/* of Oid: roots whose old rows the WAL lacks */
 } Deltas;
 
 static void
@@ -158,8 +199,8 @@ source_index(const Deltas *d, Oid root)
 	return -1;
 }
 
-static void
-add_roots(Deltas *d, List *relids)
+static List *
+add_roots(List *roots, List *relids)
 {
 	ListCell   *lc;
 
@@ -170,9 +211,9 @@ add_roots(Deltas *d, List *relids)
 
 		if (t != NULL)
 			foreach(lr, t->roots)
-				d->recompute = list_append_unique_oid(d->recompute,
-													  ((SagaTrackedRoot *) lfirst(lr))->root);
+				roots = list_append_unique_oid(roots, ((SagaTrackedRoot *) lfirst(lr))->root);
 	}
+	return roots;
 }
 
 static void
@@ -227,8 +268,8 @@ add_transaction(Deltas *d, SagaFeedTxn *txn, Datum *values, bool *nulls)
 	SagaFeedReader *reader;
 	SagaFeedChange change;
 
-	add_roots(d, txn->truncated);
-	add_roots(d, txn->incomplete);
+	d->recompute = add_roots(d->recompute, txn->truncated);
+	d->incomplete = add_roots(d->incomplete, txn->incomplete);
 	reader = saga_feed_read(txn);
 	while (saga_feed_next(reader, &change))
 	{
@@ -336,6 +377,7 @@ park(SagaProjection *p, const ErrorData *error, const SagaFeedRow *row)
 		ereport(LOG,
 				(errmsg("projection %s could not follow: %s", p->name, error->message),
 				 errcontext("%s", error->context)));
+	pg_atomic_fetch_add_u64(&saga_projection_stat(p->id)->errors, 1);
 	if (p->snapshot == (Datum) 0)
 		saga_set_snapshot(p, row->snapshot, row->position);
 	saga_set_state(p, SAGA_P_PARKED, false, reason,
@@ -357,6 +399,18 @@ is_joining(const SagaProjection *p)
 		p->program != NULL && !p->stale;
 }
 
+/* The source whose old rows are missing, or NULL. */
+static const SagaSource *
+incomplete_source(const SagaProjection *p, const Deltas *d)
+{
+	ListCell   *lc;
+
+	foreach(lc, p->program->sources)
+		if (list_member_oid(d->incomplete, ((SagaSource *) lfirst(lc))->relid))
+			return lfirst(lc);
+	return NULL;
+}
+
 /*
  * Bring the given projections, which all stand at the snapshot 'from', to S:
  * decoded transactions are read once for all of them.
@@ -365,7 +419,7 @@ static void
 bring_forward(SagaFeed *feed, List *projections, Datum from, Datum to,
 			  const SagaFeedRow *row, bool joining)
 {
-	Deltas		d = {NIL, NIL, NIL};
+	Deltas		d = {NIL, NIL, NIL, NIL};
 	int			natts = 0;
 	Datum	   *values;
 	bool	   *nulls;
@@ -401,8 +455,19 @@ bring_forward(SagaFeed *feed, List *projections, Datum from, Datum to,
 	foreach(lc, projections)
 	{
 		SagaProjection *p = lfirst(lc);
-		ErrorData  *error = apply_one(p, &d);
+		const SagaSource *lacking = incomplete_source(p, &d);
+		ErrorData  *error;
 
+		if (lacking != NULL)
+		{
+			saga_set_snapshot(p, (Datum) 0, InvalidXLogRecPtr);
+			saga_set_state(p, SAGA_P_PARKED, true,
+						   psprintf("table %s was changed while its replica identity was not FULL; "
+									"set it, then call saga.resume_projection()", lacking->name),
+						   "55000");
+			continue;
+		}
+		error = apply_one(p, &d);
 		if (error != NULL && saga_error_is_transient(error))
 			ReThrowError(error);
 		if (error != NULL)
@@ -414,6 +479,9 @@ bring_forward(SagaFeed *feed, List *projections, Datum from, Datum to,
 			saga_projection_phase(p->id, SAGA_PHASE_NONE, 0);
 		}
 	}
+	foreach(lc, d.deltas)
+		if (lfirst(lc) != NULL)
+			saga_delta_end(lfirst(lc));
 }
 
 static void
@@ -451,22 +519,13 @@ check_all(const SagaFeedRow *row)
 	}
 }
 
-static SagaCheckTicket tickets[SAGA_MAX_CHECKS];
-static int	ntickets = 0;
-
-bool
-saga_batch_asked(void)
-{
-	while (ntickets < SAGA_MAX_CHECKS && saga_check_take(&tickets[ntickets]))
-		ntickets++;
-	return ntickets > 0;
-}
-
 /* Requests for a comparison, answered under S with this batch's contents. */
 static void
 answer_checks(XLogRecPtr position)
 {
-	for (int i = 0; i < ntickets; i++)
+	SagaCheckTicket ticket;
+
+	while (saga_check_take(&ticket))
 	{
 		SagaProjection *p = NULL;
 		int64		missing = 0;
@@ -474,18 +533,17 @@ answer_checks(XLogRecPtr position)
 		ListCell   *lc;
 
 		foreach(lc, saga_projections)
-			if (((SagaProjection *) lfirst(lc))->id == tickets[i].id)
+			if (((SagaProjection *) lfirst(lc))->id == ticket.id)
 				p = lfirst(lc);
 		if (p == NULL || !is_joined(p))
 		{
-			saga_check_answer(&tickets[i], 0, 0, position, GetCurrentTimestamp(),
+			saga_check_answer(&ticket, 0, 0, position, GetCurrentTimestamp(),
 							  "the projection is not being followed");
 			continue;
 		}
 		saga_apply_check(p->apply, &missing, &extra);
-		saga_check_answer(&tickets[i], missing, extra, position, GetCurrentTimestamp(), NULL);
+		saga_check_answer(&ticket, missing, extra, position, GetCurrentTimestamp(), NULL);
 	}
-	ntickets = 0;
 }
 
 /* ------------------------------------------------------------------ batch */
@@ -494,12 +552,12 @@ answer_checks(XLogRecPtr position)
 static List *
 truncated_roots(SagaFeed *feed)
 {
-	Deltas		d = {NIL, NIL, NIL};
+	List	   *roots = NIL;
 	dlist_iter	iter;
 
 	dlist_foreach(iter, &feed->txns)
-		add_roots(&d, dlist_container(SagaFeedTxn, node, iter.cur)->truncated);
-	return d.recompute;
+		roots = add_roots(roots, dlist_container(SagaFeedTxn, node, iter.cur)->truncated);
+	return roots;
 }
 
 static void
@@ -543,10 +601,14 @@ run_batch(SagaFeed *feed, SagaFeedRow *row, Datum *snapshot, XLogRecPtr *positio
 	}
 	foreach(lc, saga_projections)
 	{
-		if (is_joined(lfirst(lc)))
-			joined = lappend(joined, lfirst(lc));
-		else if (is_joining(lfirst(lc)))
-			joining = lappend(joining, lfirst(lc));
+		SagaProjection *p = lfirst(lc);
+
+		if (is_joined(p) && !is_blocked(p))
+			joined = lappend(joined, p);
+		else if (is_joined(p))
+			saga_set_snapshot(p, row->snapshot, row->position);
+		else if (is_joining(p) && !is_blocked(p))
+			joining = lappend(joining, p);
 	}
 	if (joined)
 		bring_forward(feed, joined, row->snapshot, *snapshot, row, false);
@@ -566,26 +628,6 @@ run_batch(SagaFeed *feed, SagaFeedRow *row, Datum *snapshot, XLogRecPtr *positio
 	SPI_finish();
 	PopActiveSnapshot();
 	at_step("stored");
-}
-
-/* Drop what nobody needs any more. */
-static void
-forget_applied(SagaFeed *feed, Datum snapshot)
-{
-	dlist_mutable_iter iter;
-
-	dlist_foreach_modify(iter, &feed->txns)
-	{
-		SagaFeedTxn *txn = dlist_container(SagaFeedTxn, node, iter.cur);
-		bool		keep = !saga_snapshot_sees(snapshot, txn->xid);
-		ListCell   *lc;
-
-		foreach(lc, saga_projections)
-			if (!keep)
-				keep = saga_projection_keeps(lfirst(lc), txn);
-		if (!keep)
-			saga_feed_forget(feed, txn);
-	}
 }
 
 bool
@@ -634,7 +676,6 @@ saga_batch(SagaFeed *feed, SagaFeedRow *row)
 		row->snapshot = saga_snapshot_copy(snapshot, TopMemoryContext);
 		row->position = position;
 		row->batches++;
-		forget_applied(feed, snapshot);
 	}
 	MemoryContextDelete(context);
 	return done;

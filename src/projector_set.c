@@ -508,6 +508,43 @@ is_root_of(const SagaTracked *t, Oid root)
 	return false;
 }
 
+/* Handlers are shown whole rows. */
+static void
+track_handlers(void)
+{
+	MemoryContext old = MemoryContextSwitchTo(track_context);
+	ListCell   *lc;
+
+	foreach(lc, saga_handlers)
+	{
+		SagaHandler *h = lfirst(lc);
+		ListCell   *lt;
+
+		if (h->lost)
+			continue;
+		foreach(lt, find_all_inheritors(h->source, AccessShareLock, NULL))
+		{
+			Oid			relid = lfirst_oid(lt);
+			Relation	rel = try_relation_open(relid, AccessShareLock);
+			bool		found;
+			SagaTracked *t;
+
+			if (rel == NULL)
+				continue;
+			t = hash_search(tracked, &relid, HASH_ENTER, &found);
+			if (!found)
+			{
+				t->desc = CreateTupleDescCopyConstr(RelationGetDescr(rel));
+				t->columns = NULL;
+				t->roots = NIL;
+			}
+			t->all_columns = true;
+			relation_close(rel, NoLock);
+		}
+	}
+	MemoryContextSwitchTo(old);
+}
+
 void
 saga_set_track(SagaFeed *feed)
 {
@@ -563,6 +600,8 @@ saga_set_track(SagaFeed *feed)
 		}
 	}
 	MemoryContextSwitchTo(old);
+
+	track_handlers();
 
 	if (feed)
 	{
@@ -660,6 +699,22 @@ saga_projection_keeps(const SagaProjection *p, SagaFeedTxn *txn)
 		saga_projection_reads(p, txn->incomplete);
 }
 
+bool
+saga_set_keeps(Datum snapshot, SagaFeedTxn *txn)
+{
+	ListCell   *lc;
+
+	if (snapshot == (Datum) 0 || !saga_snapshot_sees(snapshot, txn->xid))
+		return true;
+	foreach(lc, saga_projections)
+		if (saga_projection_keeps(lfirst(lc), txn))
+			return true;
+	foreach(lc, saga_handlers)
+		if (saga_handler_keeps(lfirst(lc), txn))
+			return true;
+	return false;
+}
+
 void
 saga_projector_if_needed(void)
 {
@@ -667,7 +722,7 @@ saga_projector_if_needed(void)
 	bool		isnull;
 	Datum		any;
 
-	if (SPI_execute("SELECT EXISTS (SELECT FROM saga.projection)", true, 1) != SPI_OK_SELECT)
+	if (SPI_execute("SELECT EXISTS (SELECT FROM saga.projection) OR EXISTS (SELECT FROM saga.handler)", true, 1) != SPI_OK_SELECT)
 		elog(ERROR, "could not look for projections");
 	any = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
 	if (!DatumGetBool(any) || (feed = saga_feed_shared(true)) == NULL)
