@@ -31,11 +31,11 @@ SELECT saga.create_projection('m.self_join', 'SELECT a.s AS s1, b.s AS s2, a.k F
 SELECT saga.create_projection('m.four', 'SELECT i.g, f.s, p.n, t.name FROM item i JOIN fact f ON f.item_id = i.id JOIN part p ON p.id = f.id JOIN tiny t ON t.k = f.k');
 SELECT saga.create_projection('m.sums', 'SELECT i.g, count(*) AS c, sum(f.v) AS v, sum(i.n) AS n FROM item i JOIN fact f ON f.item_id = i.id GROUP BY i.g');
 SELECT saga.create_projection('m.extremes', 'SELECT k, min(v) AS lo, max(v) AS hi FROM fact GROUP BY k');
-SELECT saga.create_projection('m.both', 'SELECT k, s FROM fact INTERSECT ALL SELECT k, s FROM dup');
+SELECT saga.create_projection('m.both_sides', 'SELECT k, s FROM fact INTERSECT ALL SELECT k, s FROM dup');
 SELECT saga.create_projection('m.outer_join', 'SELECT i.id, f.v FROM item i LEFT JOIN fact f ON f.item_id = i.id');
 SELECT saga.create_projection('m.not_there', 'SELECT id, g FROM item i WHERE NOT EXISTS (SELECT FROM fact f WHERE f.item_id = i.id)');
 SQL
-my @names = qw(m.bag m.self_join m.four m.sums m.extremes m.both m.outer_join m.not_there);
+my @names = qw(m.bag m.self_join m.four m.sums m.extremes m.both_sides m.outer_join m.not_there);
 ok($c->following(@names), 'all are followed');
 
 # Whether a commit waits is each session's: remote commits wait while a

@@ -110,8 +110,8 @@ ok($c->following('m.gone'), 'dropped and made again');
 $c->alice('DROP VIEW m.gone');
 ok($c->until(q(SELECT count(*) = 0 FROM pg_class WHERE relnamespace = 'saga_data'::regnamespace AND relkind = 'r'
     AND relname !~ (SELECT '^p(' || string_agg(id::text, '|') || ')_' FROM saga.projection))), 'what DROP VIEW leaves is swept');
-$c->refused('alice', q(SELECT saga.drop_projection('m.gone')), '42P01', qr/gone/, 'refused: one that is not there');
-$c->refused('alice', q(SELECT saga.drop_projection('app.item')), '42704', qr/item/, 'refused: a table');
+$c->refused('alice', q(SELECT saga.drop_projection('m.gone')), '42704', qr/gone/, 'refused: one that is not there');
+$c->refused('alice', q(SELECT saga.drop_projection('app.item')), '42809', qr/item/, 'refused: a table');
 
 # ---- an error in one of them ----
 
@@ -131,10 +131,13 @@ $c->alice(q(DELETE FROM fact WHERE id > 5000; SELECT saga.drop_projection('m.rat
 
 # ---- DDL on the sources ----
 
+# Until its rows are stored and no older snapshot is left, the view depends on
+# its sources, and PostgreSQL itself refuses what would break it.
+ok($c->until(q(SELECT bool_and(plain) FROM saga.projection)), 'all views are plain');
+
 for my $ddl (
     'ALTER TABLE item ADD COLUMN more int DEFAULT 7',
     'ALTER TABLE item DROP COLUMN spare',
-    'ALTER TABLE item ALTER n TYPE numeric(12,2)',
     'ALTER TABLE fact ADD COLUMN at timestamptz DEFAULT clock_timestamp()',    # rewrites
     'CLUSTER fact USING fact_pkey',
     'VACUUM FULL item',
@@ -169,6 +172,7 @@ $c->same(\@names, 'and right');
 $c->alice(q(CREATE TABLE short (id int PRIMARY KEY, x int, y int); ALTER TABLE short REPLICA IDENTITY FULL; INSERT INTO short VALUES (1, 1, 1), (2, 2, 2);
     SELECT saga.create_projection('m.short', 'SELECT id, x FROM app.short')));
 ok($c->following('m.short'), 'one over a table that will change');
+ok($c->until(q(SELECT plain FROM saga.projection WHERE view = 'm.short'::regclass)), 'its view is plain');
 {
     my ($code, $err) = $c->try('alice', 'ALTER TABLE app.short DROP COLUMN x');
     my $ok = $code eq '2BP01' || $c->until(q(SELECT state = 'parked' FROM saga.projections WHERE name = 'm.short'));
@@ -230,7 +234,12 @@ ALTER TABLE bob.t REPLICA IDENTITY FULL;
 CREATE FUNCTION bob.f(int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$
 BEGIN
   IF current_user <> 'bob' THEN RAISE EXCEPTION 'I am %', current_user; END IF;
-  BEGIN EXECUTE 'SET ROLE alice'; RAISE EXCEPTION 'out' USING ERRCODE = 'ZZZZZ'; EXCEPTION WHEN insufficient_privilege THEN NULL; END;
+  BEGIN
+    PERFORM set_config('role', 'postgres', false);
+    RAISE EXCEPTION 'out' USING ERRCODE = 'ZZZZZ';
+  EXCEPTION WHEN insufficient_privilege THEN
+    NULL;
+  END;
   RETURN $1 + 1;
 END $$;
 SELECT saga.create_projection('bob.p', 'SELECT id, bob.f(x) AS y FROM bob.t');
@@ -282,9 +291,9 @@ ok($c->following('m.strict'), 'a strict projection');
     is($c->alice('SELECT c FROM m.strict WHERE k = 777'), '1', 'and works again when it goes on');
 }
 $c->refused('alice', q(BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM m.strict), 'SGC01', qr/isolation/, 'refused in REPEATABLE READ');
-$c->refused('alice', q(BEGIN; DELETE FROM item WHERE id = 1; SELECT saga.wait_for_projection('m.sums')), '55000', qr/written/, 'nobody waits for his own transaction');
+$c->refused('alice', q(BEGIN; UPDATE item SET k = 1; SELECT saga.wait_for_projection('m.sums')), '55000', qr/written/, 'nobody waits for his own transaction');
 $c->refused('alice', q(SELECT saga.wait_for_projection('m.sums', at => 'nonsense')), '22023', qr/bookmark/, 'refused: no bookmark');
-$c->refused('alice', q(SELECT saga.wait_for_projection('m.none')), '42P01', qr/none/, 'refused: no projection');
+$c->refused('alice', q(SELECT saga.wait_for_projection('m.none')), '42704', qr/none/, 'refused: no projection');
 $c->alice(q(DELETE FROM item WHERE id > 20000; SELECT saga.drop_projection('m.strict')));
 
 # ---- bad input ----
@@ -390,12 +399,11 @@ $rebuilt->('the slot gone', sub {
     $node->reload;
     $c->alice(q(SELECT saga.pause_projection('m.list')));
     state_is('m.list', 'paused', 'one is paused');
-    for (1 .. 40)
-    {
-        $c->alice('UPDATE item SET s = repeat($$x$$, 3000); UPDATE fact SET v = v + 1');
-        last if $c->sql(q(SELECT stale FROM saga.projections WHERE name = 'm.list')) eq 't';
-    }
-    is($c->sql(q(SELECT stale FROM saga.projections WHERE name = 'm.list')), 't', 'its changes are given up past saga.max_slot_lag');
+    $c->alice('CREATE TABLE noise (x text)');
+    ok(until_true(sub {
+        $c->alice(q(UPDATE item SET k = k + 1; INSERT INTO noise SELECT string_agg(md5(random()::text), '') FROM generate_series(1, 60000); TRUNCATE noise));
+        return $c->sql(q(SELECT stale FROM saga.projections WHERE name = 'm.list')) eq 't';
+    }), 'its changes are given up past saga.max_slot_lag');
     $c->alice(q(SELECT saga.resume_projection('m.list')));
     ok($c->following(@names), 'resumed, it is rebuilt');
     $c->same(\@names, 'all are right');

@@ -154,7 +154,8 @@ sub statement
     if ($kind < 63 && !%is_key)
     {
         # the same rows once more
-        return "INSERT INTO $name SELECT * FROM $name WHERE $where AND (SELECT count(*) FROM $name) < " . 2 * $table->{rows} . ";\n";
+        my $names = $self->names($table);
+        return "INSERT INTO $name ($names) SELECT $names FROM $name WHERE $where AND (SELECT count(*) FROM $name) < " . 2 * $table->{rows} . ";\n";
     }
     if ($kind < 65 && %is_key)
     {
@@ -297,7 +298,7 @@ sub strange_errors
         while (<$fh>)
         {
             push @strange, $_ if /ERROR:/
-              && !/duplicate key|deadlock detected|current transaction is aborted|could not serialize|savepoint "|concurrently|moved to another partition/;
+              && !/duplicate key|deadlock detected|current transaction is aborted|could not serialize|savepoint "|concurrently|moved to another partition|prepared transaction with identifier/;
         }
         close $fh;
     }
