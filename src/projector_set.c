@@ -508,7 +508,7 @@ is_root_of(const SagaTracked *t, Oid root)
 	return false;
 }
 
-/* Handlers are shown whole rows. */
+/* Handlers are shown whole rows, of partitions as rows of the root. */
 static void
 track_handlers(void)
 {
@@ -518,29 +518,28 @@ track_handlers(void)
 	foreach(lc, saga_handlers)
 	{
 		SagaHandler *h = lfirst(lc);
+		SagaSource	source = {0};
+		Relation	root;
 		ListCell   *lt;
 
 		if (h->lost)
 			continue;
+		root = try_relation_open(h->source, AccessShareLock);
+		if (root == NULL)
+			continue;
+		source.relid = h->source;
+		source.desc = RelationGetDescr(root);
 		foreach(lt, find_all_inheritors(h->source, AccessShareLock, NULL))
 		{
-			Oid			relid = lfirst_oid(lt);
-			Relation	rel = try_relation_open(relid, AccessShareLock);
-			bool		found;
-			SagaTracked *t;
+			SagaTracked *t = saga_set_tracked(lfirst_oid(lt));
 
-			if (rel == NULL)
-				continue;
-			t = hash_search(tracked, &relid, HASH_ENTER, &found);
-			if (!found)
-			{
-				t->desc = CreateTupleDescCopyConstr(RelationGetDescr(rel));
-				t->columns = NULL;
-				t->roots = NIL;
-			}
-			t->all_columns = true;
-			relation_close(rel, NoLock);
+			if (t == NULL || !is_root_of(t, h->source))
+				track_table(lfirst_oid(lt), &source);
+			t = saga_set_tracked(lfirst_oid(lt));
+			if (t != NULL)
+				t->all_columns = true;
 		}
+		relation_close(root, NoLock);
 	}
 	MemoryContextSwitchTo(old);
 }
