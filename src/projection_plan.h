@@ -187,6 +187,8 @@ extern Node *saga_whole_row(Query *query, Var *var);
 extern bool saga_reads_one_rows(SagaProgram *program, Node *expr);
 extern Var *saga_var_of(Query *query, int rtindex, AttrNumber attno);
 extern bool saga_one_row(SagaProgram *program, const RangeTblEntry *rte);
+extern int	saga_determines(SagaPlanner *planner, Query *query, List *quals,
+							int rtindex, Bitmapset *entries);
 extern List *saga_core_identity(SagaPlanner *planner, Query *core);
 extern List *saga_unique_key(SagaProgram *program, const RangeTblEntry *rte);
 

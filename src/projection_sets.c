@@ -85,12 +85,14 @@ typed_leaf(Query *leaf, SetOperationStmt *set)
 	ListCell   *collation;
 	List	   *targets = NIL;
 
+	/* junk of sorting goes, that of grouping stays */
 	result->sortClause = NIL;
 	foreach(lc, result->targetList)
 		if (!lfirst_node(TargetEntry, lc)->resjunk)
 			targets = lappend(targets, lfirst(lc));
-	result->targetList = targets;
-	forfour(lc, result->targetList, type, set->colTypes,
+	if (saga_query_simple(result, true))
+		result->targetList = targets;
+	forfour(lc, targets, type, set->colTypes,
 			typmod, set->colTypmods, collation, set->colCollations)
 	{
 		TargetEntry *tle = lfirst_node(TargetEntry, lc);
