@@ -101,11 +101,13 @@ input_key(SagaPlanner *planner, Query *query, int rtindex, bool *unique)
 {
 	RangeTblEntry *rte = rt_fetch(rtindex, query->rtable);
 	List	   *key;
+	List	   *vars;
 	List	   *result = NIL;
 	ListCell   *lc;
 
 	*unique = false;
-	if (!saga_rte_input(rte))
+	if (!saga_rte_input(rte) &&
+		!(rte->rtekind == RTE_SUBQUERY && saga_query_simple(rte->subquery, true)))
 		return NIL;
 	key = saga_unique_key(planner->program, rte);
 	*unique = key != NIL;
@@ -115,8 +117,17 @@ input_key(SagaPlanner *planner, Query *query, int rtindex, bool *unique)
 		return result;
 
 	/* without a key: the columns that the query uses */
-	foreach(lc, pull_vars_of_level((Node *) list_make2(query->targetList,
-													   query->jointree), 0))
+	vars = pull_vars_of_level((Node *) list_make2(query->targetList,
+												  query->jointree), 0);
+	foreach(lc, query->rtable)
+	{
+		RangeTblEntry *other = lfirst_node(RangeTblEntry, lc);
+
+		if (other->rtekind == RTE_SUBQUERY)
+			vars = list_concat(vars,
+							   pull_vars_of_level((Node *) other->subquery, 1));
+	}
+	foreach(lc, vars)
 	{
 		Var		   *var = copyObject(lfirst_node(Var, lc));
 

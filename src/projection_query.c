@@ -234,8 +234,8 @@ expand_views(Query *query, int depth)
 		rte->rellockmode = 0;
 		rte->inh = false;
 		rte->tablesample = NULL;
-		rte->alias = makeAlias(rte->eref->aliasname, rte->alias == NULL ? NIL :
-							   rte->alias->colnames);
+		/* columns may have been named otherwise than in the view's query */
+		rte->alias = copyObject(rte->eref);
 	}
 }
 
@@ -280,8 +280,7 @@ inline_cte_walker(Node *node, InlineContext *context)
 			rte->ctename = NULL;
 			rte->ctelevelsup = 0;
 			rte->coltypes = rte->coltypmods = rte->colcollations = NIL;
-			if (rte->alias == NULL)
-				rte->alias = makeAlias(rte->eref->aliasname, NIL);
+			rte->alias = copyObject(rte->eref);
 		}
 		return false;
 	}
