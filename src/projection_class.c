@@ -671,7 +671,7 @@ cut_below_distinct(SagaPlanner *planner, Query *query)
 
 /* Entries of the select list that nothing needs any more. */
 static void
-drop_junk(Query *query)
+drop_junk(SagaPlanner *planner, Query *query, bool top)
 {
 	List	   *result = NIL;
 	List	   *refs = NIL;
@@ -679,6 +679,8 @@ drop_junk(Query *query)
 
 	refs = list_concat(list_copy(query->groupClause), query->distinctClause);
 	refs = list_concat(refs, query->sortClause);
+	if (top)
+		refs = list_concat(refs, planner->order);
 	foreach(lc, query->windowClause)
 	{
 		WindowClause *window = lfirst_node(WindowClause, lc);
@@ -791,6 +793,8 @@ args_have_sublink(Query *query)
 		saga_has_sublink((Node *) saga_own_aggregates(query));
 }
 
+static int	plan_block(SagaPlanner *planner, Query *query, bool top);
+
 static int
 plan_grouped(SagaPlanner *planner, Query *query, bool top)
 {
@@ -823,7 +827,8 @@ plan_grouped(SagaPlanner *planner, Query *query, bool top)
 													  query->havingQual))))
 	{
 		cut_grouping(planner, query);
-		return saga_plan_query(planner, query, top);
+		drop_junk(planner, query, top);
+		return plan_block(planner, query, top);
 	}
 
 	if (!linear_from(query) || args_have_sublink(query))
@@ -883,7 +888,8 @@ plan_distinct(SagaPlanner *planner, Query *query, bool top)
 		query->hasTargetSRFs)
 	{
 		cut_below_distinct(planner, query);
-		return saga_plan_query(planner, query, top);
+		drop_junk(planner, query, top);
+		return plan_block(planner, query, top);
 	}
 	query->groupClause = query->distinctClause;
 	query->distinctClause = NIL;
@@ -943,7 +949,8 @@ plan_block(SagaPlanner *planner, Query *query, bool top)
 	if (query->hasWindowFuncs && query->distinctClause != NIL)
 	{
 		cut_below_distinct(planner, query);
-		return saga_plan_query(planner, query, top);
+		drop_junk(planner, query, top);
+		return plan_block(planner, query, top);
 	}
 	if (query->hasWindowFuncs)
 		return plan_windows(planner, query, top);
@@ -991,13 +998,14 @@ saga_plan_query(SagaPlanner *planner, Query *query, bool top)
 		order->limitCount = query->limitCount;
 		order->limitOffset = query->limitOffset;
 		order->limitOption = query->limitOption;
+		planner->order = query->sortClause;
 		query->limitCount = query->limitOffset = NULL;
 	}
 	if (!top && !query->hasDistinctOn)
 	{
 		query->sortClause = NIL;
 		if (query->setOperations == NULL)
-			drop_junk(query);
+			drop_junk(planner, query, false);
 	}
 	else if (!query->hasDistinctOn)
 		query->sortClause = NIL;

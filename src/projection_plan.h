@@ -125,6 +125,7 @@ typedef struct SagaPlanner
 	List	   *key;			/* output columns to recompute by (of char *) */
 	List	   *texts;			/* of SagaStagedText *: to find the stage of a
 								 * query that is there already */
+	List	   *order;			/* ORDER BY at the top (SortGroupClauses) */
 	bool		deterministic;
 } SagaPlanner;
 

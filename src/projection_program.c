@@ -256,7 +256,7 @@ SagaProgram *
 saga_program_build(const char *text, int64 id, List *key)
 {
 	SagaProgram *program = palloc0(sizeof(SagaProgram));
-	SagaPlanner planner = {program, key, NIL, true};
+	SagaPlanner planner = {program, key, NIL, NIL, true};
 	bool		pushed = false;
 	Query	   *query;
 	SagaStage  *last;

@@ -86,12 +86,14 @@ typed_leaf(Query *leaf, SetOperationStmt *set)
 	List	   *targets = NIL;
 
 	/* junk of sorting goes, that of grouping stays */
-	result->sortClause = NIL;
 	foreach(lc, result->targetList)
 		if (!lfirst_node(TargetEntry, lc)->resjunk)
 			targets = lappend(targets, lfirst(lc));
 	if (saga_query_simple(result, true))
+	{
+		result->sortClause = NIL;
 		result->targetList = targets;
+	}
 	forfour(lc, targets, type, set->colTypes,
 			typmod, set->colTypmods, collation, set->colCollations)
 	{
