@@ -154,6 +154,7 @@ extern bool saga_projection_of_view(Oid relid, char **query,
 
 /* ---- projection_check.c ---- */
 extern void saga_query_check(Query *query);
+extern void saga_refuse_name(const char *name);
 extern void saga_query_check_output(Query *query);
 extern void saga_check_rights(SagaProgram *program);
 extern bool saga_type_image_equal(Oid type, int32 typmod, Oid collation);
@@ -196,6 +197,9 @@ extern List *saga_unique_key(SagaProgram *program, const RangeTblEntry *rte);
 /* ---- projection_program.c ---- */
 extern int	saga_stage_add(SagaPlanner *planner, SagaBlock *block,
 						   SagaClass class, const char *reason);
+
+/* ---- projection_advice.c ---- */
+extern void saga_stage_advise(SagaProgram *program, SagaStage *stage);
 
 /* ---- projection_class.c ---- */
 extern int	saga_plan_query(SagaPlanner *planner, Query *query, bool top);

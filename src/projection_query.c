@@ -48,8 +48,7 @@ analyze_text(const char *text)
 	if (list_length(raw) != 1 ||
 		!IsA(linitial_node(RawStmt, raw)->stmt, SelectStmt))
 		SAGA_REFUSE(errmsg("a projection is defined by one SELECT"),
-					errdetail("The text holds %d statements, or another one.",
-							  list_length(raw)),
+					errdetail("The text is another statement, or more than one."),
 					errhint("Give one SELECT; WITH is allowed before it."));
 	stmt = linitial_node(RawStmt, raw);
 	query = parse_analyze_fixedparams(stmt, text, NULL, 0, NULL);
