@@ -1,7 +1,9 @@
 /*
  * projection_plan.h
- *		Private to the planner of projections (projection_query.c, _check.c,
- *		_class.c, _groups.c, _rows.c, _keys.c, _sets.c, _sql.c).
+ *		Private to the planner of projections: projection_query.c (reading),
+ *		_check.c (refusing), _class.c and _cut.c (taking apart), _rows.c,
+ *		_groups.c, _aggs.c, _sets.c, _keys.c and _skeleton.c (the kinds of
+ *		stages), _tree.c and _sql.c (tools), _advice.c, _program.c.
  *
  * A stage is planned as a *block*: query trees whose range tables hold sources
  * (RTE_RELATION) and earlier stages (RTE_NAMEDTUPLESTORE named by a token).
@@ -201,7 +203,16 @@ extern int	saga_stage_add(SagaPlanner *planner, SagaBlock *block,
 /* ---- projection_advice.c ---- */
 extern void saga_stage_advise(SagaProgram *program, SagaStage *stage);
 
+/* ---- projection_cut.c ---- */
+extern List *saga_nulls_for(List *exprs);
+extern void saga_cut_core(SagaPlanner *planner, Query *query);
+extern void saga_cut_grouping(SagaPlanner *planner, Query *query);
+extern void saga_cut_below_distinct(SagaPlanner *planner, Query *query);
+extern void saga_drop_junk(SagaPlanner *planner, Query *query, bool top);
+
 /* ---- projection_class.c ---- */
+extern int	saga_stage_for(SagaPlanner *planner, Query *query);
+extern RangeTblEntry *saga_stage_rte(SagaPlanner *planner, int stage);
 extern int	saga_plan_query(SagaPlanner *planner, Query *query, bool top);
 extern int	saga_plan_full(SagaPlanner *planner, Query *query, bool top,
 						   const char *reason);
