@@ -256,7 +256,7 @@ SagaProgram *
 saga_program_build(const char *text, int64 id, List *key)
 {
 	SagaProgram *program = palloc0(sizeof(SagaProgram));
-	SagaPlanner planner = {program, key, NIL, true};
+	SagaPlanner planner = {program, key, NIL, NIL, true};
 	bool		pushed = false;
 	Query	   *query;
 	SagaStage  *last;
@@ -293,6 +293,7 @@ saga_program_build(const char *text, int64 id, List *key)
 		while ((input = bms_next_member(stage->stages, input)) >= 0)
 			((SagaStage *) list_nth(program->stages, input))->feeds = true;
 		program->class = Max(program->class, stage->class);
+		saga_stage_advise(program, stage);
 	}
 	last = llast(program->stages);
 	program->stored_query = saga_output_sql(program, last->number);

@@ -48,8 +48,7 @@ analyze_text(const char *text)
 	if (list_length(raw) != 1 ||
 		!IsA(linitial_node(RawStmt, raw)->stmt, SelectStmt))
 		SAGA_REFUSE(errmsg("a projection is defined by one SELECT"),
-					errdetail("The text holds %d statements, or another one.",
-							  list_length(raw)),
+					errdetail("The text is another statement, or more than one."),
 					errhint("Give one SELECT; WITH is allowed before it."));
 	stmt = linitial_node(RawStmt, raw);
 	query = parse_analyze_fixedparams(stmt, text, NULL, 0, NULL);
@@ -234,8 +233,8 @@ expand_views(Query *query, int depth)
 		rte->rellockmode = 0;
 		rte->inh = false;
 		rte->tablesample = NULL;
-		rte->alias = makeAlias(rte->eref->aliasname, rte->alias == NULL ? NIL :
-							   rte->alias->colnames);
+		/* columns may have been named otherwise than in the view's query */
+		rte->alias = copyObject(rte->eref);
 	}
 }
 
@@ -280,8 +279,7 @@ inline_cte_walker(Node *node, InlineContext *context)
 			rte->ctename = NULL;
 			rte->ctelevelsup = 0;
 			rte->coltypes = rte->coltypmods = rte->colcollations = NIL;
-			if (rte->alias == NULL)
-				rte->alias = makeAlias(rte->eref->aliasname, NIL);
+			rte->alias = copyObject(rte->eref);
 		}
 		return false;
 	}

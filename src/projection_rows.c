@@ -184,6 +184,62 @@ key_determined(List *equalities, int varno, List *key, Bitmapset *known)
 	return true;
 }
 
+static List *
+find_equalities(List *quals)
+{
+	List	   *equalities = NIL;
+	ListCell   *lc;
+
+	foreach(lc, quals)
+	{
+		OpExpr	   *op = lfirst(lc);
+
+		if (!IsA(op, OpExpr) || list_length(op->args) != 2 ||
+			saga_has_sublink((Node *) op) ||
+			!op_mergejoinable(op->opno, exprType(linitial(op->args))))
+			continue;
+		note_equality(&equalities, linitial(op->args), lsecond(op->args));
+		note_equality(&equalities, lsecond(op->args), linitial(op->args));
+	}
+	return equalities;
+}
+
+/*
+ * How many of the entries one row of 'rtindex' determines by the conditions:
+ * the table at the many end of foreign keys determines the most.
+ */
+int
+saga_determines(SagaPlanner *planner, Query *query, List *quals, int rtindex,
+				Bitmapset *entries)
+{
+	List	   *equalities = find_equalities(quals);
+	Bitmapset  *known = bms_make_singleton(rtindex);
+	bool		grew = true;
+
+	while (grew)
+	{
+		int			other = -1;
+
+		grew = false;
+		while ((other = bms_next_member(entries, other)) >= 0)
+		{
+			RangeTblEntry *rte = rt_fetch(other, query->rtable);
+			List	   *key;
+
+			if (bms_is_member(other, known) || !saga_rte_input(rte))
+				continue;
+			key = saga_unique_key(planner->program, rte);
+			if (saga_one_row(planner->program, rte) ||
+				(key != NIL && key_determined(equalities, other, key, known)))
+			{
+				known = bms_add_member(known, other);
+				grew = true;
+			}
+		}
+	}
+	return bms_num_members(known) - 1;
+}
+
 /*
  * Vars that tell the rows of a core apart: the keys of its inputs, without
  * those that others determine (a foreign key).  NIL if an input has none.
@@ -191,7 +247,8 @@ key_determined(List *equalities, int varno, List *key, Bitmapset *known)
 List *
 saga_core_identity(SagaPlanner *planner, Query *core)
 {
-	List	   *equalities = NIL;
+	List	   *equalities =
+		find_equalities(make_ands_implicit((Expr *) core->jointree->quals));
 	Bitmapset  *all = NULL;
 	Bitmapset  *kept;
 	List	   *keys = NIL;		/* parallel to fromlist */
@@ -210,16 +267,6 @@ saga_core_identity(SagaPlanner *planner, Query *core)
 			return NIL;
 		keys = lappend(keys, key);
 		all = bms_add_member(all, rtindex);
-	}
-	foreach(lc, make_ands_implicit((Expr *) core->jointree->quals))
-	{
-		OpExpr	   *op = lfirst(lc);
-
-		if (!IsA(op, OpExpr) || list_length(op->args) != 2 ||
-			!op_mergejoinable(op->opno, exprType(linitial(op->args))))
-			continue;
-		note_equality(&equalities, linitial(op->args), lsecond(op->args));
-		note_equality(&equalities, lsecond(op->args), linitial(op->args));
 	}
 	kept = bms_copy(all);
 	forboth(lc, core->jointree->fromlist, k, keys)

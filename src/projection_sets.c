@@ -85,12 +85,16 @@ typed_leaf(Query *leaf, SetOperationStmt *set)
 	ListCell   *collation;
 	List	   *targets = NIL;
 
-	result->sortClause = NIL;
+	/* junk of sorting goes, that of grouping stays */
 	foreach(lc, result->targetList)
 		if (!lfirst_node(TargetEntry, lc)->resjunk)
 			targets = lappend(targets, lfirst(lc));
-	result->targetList = targets;
-	forfour(lc, result->targetList, type, set->colTypes,
+	if (saga_query_simple(result, true))
+	{
+		result->sortClause = NIL;
+		result->targetList = targets;
+	}
+	forfour(lc, targets, type, set->colTypes,
 			typmod, set->colTypmods, collation, set->colCollations)
 	{
 		TargetEntry *tle = lfirst_node(TargetEntry, lc);

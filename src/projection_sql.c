@@ -39,6 +39,8 @@ static void expand_token(SagaProgram *program, const char *token,
 static SagaStage *
 get_stage(SagaProgram *program, int number)
 {
+	if (number < 0 || number >= list_length(program->stages))
+		saga_refuse_name(psprintf("saga:stage %d", number));
 	return list_nth(program->stages, number);
 }
 
@@ -401,9 +403,7 @@ expand_token(SagaProgram *program, const char *token, StringInfo buf)
 						 names == NIL ? "" : ", ", source->delta);
 	}
 	else
-		SAGA_REFUSE(errmsg("\"%s\" is a reserved name", token),
-					errdetail("Names that begin with \"saga:\" are used inside the statements that keep a projection up."),
-					errhint("Name it otherwise."));
+		saga_refuse_name(token);
 }
 
 /* ---- deltas ---- */
