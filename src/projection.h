@@ -82,6 +82,7 @@ typedef struct SagaProgram
 {
 	int64		id;
 	List	   *sources;		/* of SagaSource *, in OID order */
+	List	   *views;			/* of Oid: views that it reads through */
 	List	   *stages;			/* of SagaStage * */
 	TupleDesc	result;			/* the public view's columns */
 	bool		deterministic;	/* false: ties may be decided either way */

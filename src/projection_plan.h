@@ -146,7 +146,7 @@ typedef struct SagaChanges
 			 message, detail, hint))
 
 /* ---- projection_query.c: from text to a normalised tree ---- */
-extern Query *saga_query_read(const char *text);
+extern Query *saga_query_read(const char *text, List **views);
 extern void saga_query_pull_up(Query *query);
 extern bool saga_query_simple(const Query *query, bool with_order);
 extern void saga_blank_rte(Query *query, int rtindex);

@@ -268,7 +268,7 @@ saga_program_build(const char *text, int64 id, List *key)
 		pushed = true;
 	}
 	program->id = id;
-	query = saga_query_read(text);
+	query = saga_query_read(text, &program->views);
 	saga_query_check_output(query);
 	program->live_query = saga_deparse(program, query);
 	program->result = ExecCleanTypeFromTL(query->targetList);

@@ -36,6 +36,8 @@
 
 static void expand_views(Query *query, int depth);
 
+static List *views_read = NIL;	/* of Oid: expanded in the query at hand */
+
 /* ---- parsing ---- */
 
 static Query *
@@ -226,6 +228,7 @@ expand_views(Query *query, int depth)
 
 		if (rte->rtekind != RTE_RELATION || rte->relkind != RELKIND_VIEW)
 			continue;
+		views_read = list_append_unique_oid(views_read, rte->relid);
 		rte->subquery = view_query(rte->relid, depth);
 		rte->rtekind = RTE_SUBQUERY;
 		rte->relid = InvalidOid;
@@ -515,11 +518,14 @@ flatten_joins_walker(Node *node, void *context)
 
 /* With the rights and the search_path in force. */
 Query *
-saga_query_read(const char *text)
+saga_query_read(const char *text, List **views)
 {
 	Query	   *query = analyze_text(text);
 
+	views_read = NIL;
 	expand_views(query, 0);
+	*views = views_read;
+	views_read = NIL;
 	saga_query_check(query);
 	inline_ctes(query);
 	flatten_joins(query);

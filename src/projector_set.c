@@ -37,6 +37,7 @@
 
 List	   *saga_projections = NIL;
 bool		saga_projections_dirty = true;
+bool		saga_views_dirty = false;
 uint64		saga_set_first = 0;
 
 static HTAB *tracked = NULL;
@@ -148,9 +149,19 @@ saga_source_signature(const SagaSource *source, uint64 *files)
 static void
 source_may_have_changed(Datum arg, Oid relid)
 {
+	ListCell   *lc;
+
 	/* our own storage changes all the time, in its statistics if not else */
 	if (!OidIsValid(relid) || (tracked != NULL && saga_set_tracked(relid) != NULL))
 		saga_projections_dirty = true;
+	foreach(lc, saga_projections)
+	{
+		SagaProjection *p = lfirst(lc);
+
+		if (p->program != NULL && p->program->views != NIL &&
+			(!OidIsValid(relid) || list_member_oid(p->program->views, relid)))
+			saga_projections_dirty = saga_views_dirty = true;
+	}
 }
 
 void
