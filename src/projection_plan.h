@@ -291,6 +291,7 @@ extern char *saga_key_join(List *columns, int nkeys, const char *left,
 extern SagaStatement *saga_statement(char *sql, char *capture,
 									 char *unless_empty);
 extern char *saga_type_sql(SagaColumn *column);
+extern char *saga_cast_sql(SagaColumn *column);
 extern char *saga_output_sql(SagaProgram *program, int stage);
 extern List *saga_diff_statements(SagaProgram *program, SagaStage *stage,
 								  char *fresh, const char *keys);

@@ -124,9 +124,11 @@ saga_consolidate(List *columns, const char *terms)
 		}
 		else
 		{
-			appendStringInfo(&select, "%s(%s::text)::%s AS %s", comma, name,
-							 saga_type_sql(column), name);
-			appendStringInfo(&group, "%s%s::text", comma, name);
+			char	   *image = psprintf("%s::text COLLATE \"C\"", name);
+
+			appendStringInfo(&select, "%s(%s)::%s AS %s", comma, image,
+							 saga_cast_sql(column), name);
+			appendStringInfo(&group, "%s%s", comma, image);
 		}
 	}
 	return psprintf("SELECT %s, sum(" SAGA_WEIGHT ")::bigint AS " SAGA_WEIGHT " FROM (%s) d GROUP BY %s HAVING sum(" SAGA_WEIGHT ") <> 0",

@@ -799,3 +799,16 @@ saga_type_sql(SagaColumn *column)
 						collation_sql(column->collation));
 	return type;
 }
+
+/* ... for a cast of something that has another collation. */
+char *
+saga_cast_sql(SagaColumn *column)
+{
+	char	   *type = format_type_extended(column->type, column->typmod,
+											FORMAT_TYPE_TYPEMOD_GIVEN |
+											FORMAT_TYPE_FORCE_QUALIFY);
+
+	if (OidIsValid(column->collation))
+		return psprintf("%s COLLATE %s", type, collation_sql(column->collation));
+	return type;
+}
