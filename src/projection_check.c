@@ -461,9 +461,11 @@ saga_query_check_output(Query *query)
 						errhint("Name it with AS."));
 		foreach(other, names)
 			if (strcmp(lfirst(other), tle->resname) == 0)
-				SAGA_REFUSE(errmsg("output column \"%s\" is there twice", tle->resname),
-							errdetail("Every column of a projection needs a name of its own."),
-							errhint("Name one of them otherwise with AS."));
+				ereport(ERROR,
+						(errcode(ERRCODE_DUPLICATE_COLUMN),
+						 errmsg("output column \"%s\" is there twice", tle->resname),
+						 errdetail("Every column of a projection needs a name of its own."),
+						 errhint("Name one of them otherwise with AS.")));
 		names = lappend(names, tle->resname);
 		if (strncmp(tle->resname, "saga_", 5) == 0)
 			SAGA_REFUSE(errmsg("output column \"%s\" has a reserved name", tle->resname),

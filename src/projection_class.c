@@ -732,6 +732,28 @@ plan_block(SagaPlanner *planner, Query *query, bool top)
  * Make the stages of a self-contained query; returns the number of the last.
  * At the top, order and limit are left to whoever reads the projection.
  */
+/* An aggregate whose result depends on an order that the query leaves open? */
+static bool
+open_order_walker(Node *node, void *context)
+{
+	static const char *const ordered[] = {
+		"array_agg", "string_agg", "json_agg", "jsonb_agg", "json_object_agg",
+		"jsonb_object_agg", "xmlagg"
+	};
+
+	if (node == NULL)
+		return false;
+	if (IsA(node, Aggref) && ((Aggref *) node)->aggorder == NIL)
+	{
+		char	   *name = get_func_name(((Aggref *) node)->aggfnoid);
+
+		for (int i = 0; i < (int) lengthof(ordered); i++)
+			if (name != NULL && strcmp(name, ordered[i]) == 0)
+				return true;
+	}
+	return expression_tree_walker(node, open_order_walker, context);
+}
+
 int
 saga_plan_query(SagaPlanner *planner, Query *query, bool top)
 {
@@ -739,6 +761,9 @@ saga_plan_query(SagaPlanner *planner, Query *query, bool top)
 	int			stage;
 
 	check_stack_depth();
+	if (open_order_walker((Node *) query->targetList, NULL) ||
+		open_order_walker(query->havingQual, NULL))
+		planner->deterministic = false;
 	saga_query_pull_up(query);
 	if (query->limitCount != NULL || query->limitOffset != NULL)
 	{
