@@ -105,10 +105,12 @@ saga_consolidate(List *columns, const char *terms)
 {
 	StringInfoData select;
 	StringInfoData group;
+	StringInfoData images;
 	ListCell   *lc;
 
 	initStringInfo(&select);
 	initStringInfo(&group);
+	initStringInfo(&images);
 	foreach(lc, columns)
 	{
 		SagaColumn *column = lfirst(lc);
@@ -124,13 +126,17 @@ saga_consolidate(List *columns, const char *terms)
 		}
 		else
 		{
-			char	   *image = psprintf("%s::text COLLATE \"C\"", name);
+			/* a column: the parser takes COLLATE off below a cast */
+			char	   *image = psprintf("saga_i%d", foreach_current_index(lc));
 
-			appendStringInfo(&select, "%s(%s)::%s AS %s", comma, image,
+			appendStringInfo(&images, ", %s::text COLLATE \"C\" AS %s", name, image);
+			appendStringInfo(&select, "%s%s::%s AS %s", comma, image,
 							 saga_cast_sql(column), name);
 			appendStringInfo(&group, "%s%s", comma, image);
 		}
 	}
+	if (images.len > 0)
+		terms = psprintf("SELECT t.*%s FROM (%s) t", images.data, terms);
 	return psprintf("SELECT %s, sum(" SAGA_WEIGHT ")::bigint AS " SAGA_WEIGHT " FROM (%s) d GROUP BY %s HAVING sum(" SAGA_WEIGHT ") <> 0",
 					select.data, terms, group.data);
 }
