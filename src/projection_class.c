@@ -573,6 +573,9 @@ plan_grouped(SagaPlanner *planner, Query *query, bool top)
 	ListCell   *lc;
 	bool		computed = false;
 
+	if (saga_order_sensitive(query))
+		planner->deterministic = false;
+
 	if (query->groupingSets != NIL)
 		return saga_plan_full(planner, query, top,
 						"GROUPING SETS group the same rows in several ways");
@@ -672,12 +675,41 @@ plan_distinct(SagaPlanner *planner, Query *query, bool top)
 					 SAGA_CLASS_GROUP, top, why);
 }
 
+/* Window functions whose result depends on the order of peers. */
+static bool
+ties_walker(Node *node, Query *query)
+{
+	static const char *const names[] = {
+		"first_value", "lag", "last_value", "lead", "nth_value", "ntile",
+		"row_number",
+	};
+
+	if (node == NULL || IsA(node, Query))
+		return false;
+	if (IsA(node, WindowFunc))
+	{
+		WindowFunc *func = (WindowFunc *) node;
+		WindowClause *window = list_nth(query->windowClause, func->winref - 1);
+		const char *name = get_func_name(func->winfnoid);
+		size_t		length = strlen(name);
+
+		for (int i = 0; i < (int) lengthof(names); i++)
+			if (strcmp(name, names[i]) == 0)
+				return true;
+		if ((window->frameOptions & FRAMEOPTION_ROWS) ||
+			(length > 4 && strcmp(name + length - 4, "_agg") == 0))
+			return true;
+	}
+	return expression_tree_walker(node, ties_walker, (void *) query);
+}
+
 static int
 plan_windows(SagaPlanner *planner, Query *query, bool top)
 {
 	List	   *keys = common_partition(query);
 
-	planner->deterministic = false;
+	if (ties_walker((Node *) query->targetList, query))
+		planner->deterministic = false;
 	if (keys == NIL)
 		return saga_plan_full(planner, query, top,
 						"window functions without a common PARTITION BY see all rows");

@@ -29,8 +29,11 @@
 
 #define SAGA_WEIGHT "saga_w"
 
-/* Above so many changed occurrences, terms telescope. */
-#define SAGA_MAX_EXPANDED 4
+/*
+ * Above so many changed occurrences, terms telescope: fewer of them, but they
+ * join unions, which takes the planner's index look-ups away.
+ */
+#define SAGA_MAX_EXPANDED 6
 
 typedef struct SagaColumn
 {
@@ -148,6 +151,7 @@ typedef struct SagaChanges
 /* ---- projection_query.c: from text to a normalised tree ---- */
 extern Query *saga_query_read(const char *text, List **views);
 extern void saga_query_pull_up(Query *query);
+extern bool saga_order_sensitive(Query *query);
 extern bool saga_query_simple(const Query *query, bool with_order);
 extern void saga_blank_rte(Query *query, int rtindex);
 extern bool saga_query_correlated(const Query *query);

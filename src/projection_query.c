@@ -838,7 +838,6 @@ pull_up_walker(Node *node, void *context)
 	return expression_tree_walker(node, pull_up_walker, context);
 }
 
-/* Aggregates that show the order in which rows came to them. */
 static bool
 order_walker(Node *node, void *context)
 {
@@ -850,9 +849,18 @@ order_walker(Node *node, void *context)
 		const char *name = get_func_name(((Aggref *) node)->aggfnoid);
 		size_t		length = strlen(name);
 
-		return length > 4 && strcmp(name + length - 4, "_agg") == 0;
+		if (length > 4 && strcmp(name + length - 4, "_agg") == 0)
+			return true;
 	}
 	return expression_tree_walker(node, order_walker, context);
+}
+
+/* Has it aggregates that show the order in which rows came to them? */
+bool
+saga_order_sensitive(Query *query)
+{
+	return order_walker((Node *) query->targetList, NULL) ||
+		order_walker(query->havingQual, NULL);
 }
 
 /*
@@ -862,8 +870,7 @@ order_walker(Node *node, void *context)
 void
 saga_query_pull_up(Query *query)
 {
-	bool		keep_order = order_walker((Node *) query->targetList, NULL) ||
-		order_walker(query->havingQual, NULL);
+	bool		keep_order = saga_order_sensitive(query);
 	List	   *quals = NIL;
 	int			rtindex;
 

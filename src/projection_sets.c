@@ -339,6 +339,9 @@ saga_plan_sets(SagaPlanner *planner, Query *query, bool top)
 			elog(ERROR, "a union of columns that cannot be compared");
 		return saga_plan_query(planner, all, top);
 	}
+	if (list_length(keys) >= INDEX_MAX_KEYS)
+		return saga_plan_full(planner, query, top,
+							  "no index can hold so many columns");
 	if (!image)
 		return saga_plan_full(planner, query, top,
 							  "equal values of a column can look different, and a set operation shows one of them");
