@@ -172,6 +172,7 @@ typedef struct SagaApplyResult
 	int64		statements;
 	int64		rows_in;		/* delta rows of sources */
 	int64		rows_out;		/* rows written to storage */
+	bool		recomputed;		/* some stage was met by difference */
 } SagaApplyResult;
 
 /*

@@ -20,7 +20,10 @@
 #include "access/xact.h"
 #include "catalog/namespace.h"
 #include "common/hashfn.h"
+#include "access/table.h"
+#include "catalog/pg_inherits.h"
 #include "executor/spi.h"
+#include "optimizer/plancat.h"
 #include "lib/ilist.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
@@ -42,6 +45,7 @@
 #include "spi_util.h"
 
 #define MAX_PLANS 256			/* of a projection */
+#define LARGE_CHANGE	1000	/* rows: below, nobody counts */
 #define MAX_LISTS 128			/* stages times sets of changes */
 #define CAPTURE_MEMORY_KB (64 * 1024)
 
@@ -551,6 +555,65 @@ run_stage(ApplyRun *run, SagaStage *stage, ApplyMode mode, Bitmapset *sources,
 	return has_rows(run, stage->delta);
 }
 
+static Oid
+storage_oid(SagaStage *stage)
+{
+	List	   *name = stringToQualifiedNameList(stage->storage);
+
+	return RangeVarGetRelid(makeRangeVarFromNameList(name), NoLock, true);
+}
+
+/* About how many rows a table has now, its children included. */
+static double
+rows_of_table(Oid relid)
+{
+	double		total = 0;
+	ListCell   *lc;
+
+	foreach(lc, find_all_inheritors(relid, AccessShareLock, NULL))
+	{
+		Relation	rel = table_open(lfirst_oid(lc), NoLock);
+		BlockNumber pages;
+		double		tuples = 0;
+		double		visible;
+
+		if (RELKIND_HAS_TABLE_AM(rel->rd_rel->relkind))
+			estimate_rel_size(rel, NULL, &pages, &tuples, &visible);
+		total += tuples;
+		table_close(rel, NoLock);
+	}
+	return total;
+}
+
+/*
+ * Recomputing key by key pays while few keys are touched.  Above a tenth of
+ * the largest table that the stage reads, computing all of it once and
+ * comparing costs less, and what it costs does not grow with the batch.
+ */
+static bool
+touches_much(ApplyRun *run, SagaStage *stage, Bitmapset *sources,
+			 Bitmapset *stages)
+{
+	SagaProgram *program = run->apply->program;
+	double		changed = 0;
+	double		largest = 0;
+	int			i;
+
+	if (stage->class != SAGA_CLASS_KEY && stage->class != SAGA_CLASS_GROUP)
+		return false;
+	for (i = -1; (i = bms_next_member(sources, i)) >= 0;)
+		changed += find_rows(run, ((SagaSource *) list_nth(program->sources, i))->delta)->rows;
+	for (i = -1; (i = bms_next_member(stages, i)) >= 0;)
+		changed += find_rows(run, ((SagaStage *) list_nth(program->stages, i))->delta)->rows;
+	if (changed < LARGE_CHANGE)
+		return false;
+	for (i = -1; (i = bms_next_member(stage->sources, i)) >= 0;)
+		largest = Max(largest, rows_of_table(((SagaSource *) list_nth(program->sources, i))->relid));
+	for (i = -1; (i = bms_next_member(stage->stages, i)) >= 0;)
+		largest = Max(largest, rows_of_table(storage_oid(list_nth(program->stages, i))));
+	return changed > largest / 10;
+}
+
 static void
 run_changed_stages(ApplyRun *run, Bitmapset *changed_sources,
 				   Bitmapset *recompute)
@@ -565,8 +628,12 @@ run_changed_stages(ApplyRun *run, Bitmapset *changed_sources,
 		Bitmapset  *stages = bms_intersect(stage->stages, changed_stages);
 		bool		changed;
 
-		if (bms_overlap(stage->sources, recompute))
+		if (bms_overlap(stage->sources, recompute) ||
+			touches_much(run, stage, sources, stages))
+		{
+			run->result->recomputed = true;
 			changed = run_stage(run, stage, APPLY_DIFF, NULL, NULL);
+		}
 		else if (!bms_is_empty(sources) || !bms_is_empty(stages))
 			changed = run_stage(run, stage, APPLY_MAINTAIN, sources, stages);
 		else
@@ -629,10 +696,7 @@ rows_written(SagaProgram *program)
 
 	foreach(lc, program->stages)
 	{
-		SagaStage  *stage = lfirst(lc);
-		List	   *name = stringToQualifiedNameList(stage->storage);
-		Oid			relid = RangeVarGetRelid(makeRangeVarFromNameList(name),
-											 NoLock, true);
+		Oid			relid = storage_oid(lfirst(lc));
 		Relation	rel = OidIsValid(relid) ?
 			try_relation_open(relid, AccessShareLock) : NULL;
 

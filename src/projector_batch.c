@@ -342,7 +342,7 @@ apply_one(SagaProjection *p, Deltas *d)
 		MemoryContextSwitchTo(caller);
 		ReleaseCurrentSubTransaction();
 		saga_projection_count(p->id, result.statements, result.rows_in,
-							  result.rows_out, recompute != NULL,
+							  result.rows_out, result.recomputed,
 							  GetCurrentTimestamp() - began);
 	}
 	PG_CATCH();
