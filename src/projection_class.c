@@ -498,8 +498,14 @@ add_keyed(SagaPlanner *planner, Query *query, List *keys, SagaClass class,
 {
 	if (top && planner->key != NIL)
 	{
-		keys = saga_user_keys(planner, query, class == SAGA_CLASS_FULL ||
-							  saga_query_simple(query, true) ? NIL : keys);
+		/* rows of a plain query are computed one by one */
+		bool		any = saga_query_simple(query, true);
+
+		if (!any && keys == NIL)
+			SAGA_REFUSE(errmsg("the query cannot be recomputed by key"),
+						errdetail("It is recomputed in full: %s.", reason),
+						errhint("Leave the key out."));
+		keys = saga_user_keys(planner, query, any ? NIL : keys);
 		planner->key = NIL;
 		class = class == SAGA_CLASS_FULL ? SAGA_CLASS_KEY : class;
 	}

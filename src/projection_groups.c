@@ -270,7 +270,7 @@ final_sql(GroupsBuilder *b, Aggref *agg)
 								 value, value, n,
 								 sample ? psprintf("(%s - 1)", n) : n);
 				if (kind == SAGA_AGG_STDDEV_SAMP || kind == SAGA_AGG_STDDEV_POP)
-					value = psprintf("round(sqrt(%s), scale(%s))", value, value);
+					value = psprintf("coalesce(round(sqrt(%s), scale(%s)), 'NaN'::numeric)", value, value);
 				return psprintf("CASE WHEN %s > %d THEN %s END", n,
 								sample ? 1 : 0, value);
 			}

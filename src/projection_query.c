@@ -630,7 +630,7 @@ pull_up_var(Var *var, void *arg)
 									makeString(pstrdup(tle->resname)));
 		}
 		row->row_typeid = var->vartype;
-		row->row_format = COERCE_EXPLICIT_CALL;
+		row->row_format = COERCE_EXPLICIT_CAST;
 		row->location = -1;
 		return (Node *) row;
 	}

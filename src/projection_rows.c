@@ -103,42 +103,43 @@ saga_output_delta(SagaProgram *program, SagaStage *stage)
 char *
 saga_consolidate(List *columns, const char *terms)
 {
-	StringInfoData select;
-	StringInfoData group;
+	StringInfoData output;
 	StringInfoData images;
+	StringInfoData group;
+	bool		by_text = false;
 	ListCell   *lc;
 
-	initStringInfo(&select);
-	initStringInfo(&group);
+	initStringInfo(&output);
 	initStringInfo(&images);
+	initStringInfo(&group);
 	foreach(lc, columns)
 	{
 		SagaColumn *column = lfirst(lc);
 		const char *name = quote_identifier(column->name);
 		const char *comma = lc == list_head(columns) ? "" : ", ";
 
+		appendStringInfo(&group, "%s%d", comma, foreach_current_index(lc) + 1);
 		if (saga_type_groupable(column->type) &&
 			saga_type_image_equal(column->type, column->typmod,
 								  column->collation))
 		{
-			appendStringInfo(&select, "%s%s", comma, name);
-			appendStringInfo(&group, "%s%s", comma, name);
+			appendStringInfo(&images, "%s%s", comma, name);
+			appendStringInfo(&output, "%s%s", comma, name);
 		}
 		else
 		{
-			/* a column: the parser takes COLLATE off below a cast */
-			char	   *image = psprintf("saga_i%d", foreach_current_index(lc));
-
-			appendStringInfo(&images, ", %s::text COLLATE \"C\" AS %s", name, image);
-			appendStringInfo(&select, "%s%s::%s AS %s", comma, image,
+			by_text = true;
+			appendStringInfo(&images, "%s%s::text COLLATE \"C\" AS %s", comma,
+							 name, name);
+			appendStringInfo(&output, "%s%s::%s AS %s", comma, name,
 							 saga_cast_sql(column), name);
-			appendStringInfo(&group, "%s%s", comma, image);
 		}
 	}
-	if (images.len > 0)
-		terms = psprintf("SELECT t.*%s FROM (%s) t", images.data, terms);
-	return psprintf("SELECT %s, sum(" SAGA_WEIGHT ")::bigint AS " SAGA_WEIGHT " FROM (%s) d GROUP BY %s HAVING sum(" SAGA_WEIGHT ") <> 0",
-					select.data, terms, group.data);
+	terms = psprintf("SELECT %s, sum(" SAGA_WEIGHT ")::bigint AS " SAGA_WEIGHT " FROM (%s) d GROUP BY %s HAVING sum(" SAGA_WEIGHT ") <> 0",
+					 images.data, terms, group.data);
+	if (!by_text)
+		return pstrdup(terms);
+	return psprintf("SELECT %s, " SAGA_WEIGHT " FROM (%s) i", output.data, terms);
 }
 
 /* ---- identity ---- */

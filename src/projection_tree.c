@@ -622,7 +622,7 @@ saga_whole_row(Query *query, Var *var)
 		return (Node *) var;
 	row = makeNode(RowExpr);
 	row->row_typeid = var->vartype;
-	row->row_format = COERCE_EXPLICIT_CALL;
+	row->row_format = COERCE_EXPLICIT_CAST;
 	row->location = -1;
 	foreach(lc, rte->coltypes)
 	{
