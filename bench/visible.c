@@ -3,10 +3,11 @@
  *		From commit to visible: orders at a steady rate, each looked for in a
  *		projection until it is there.
  *
- *	visible CONNINFO ORDERS RATE
+ *	visible CONNINFO ORDERS RATE FIRST
  *
  * One connection writes, the other polls; prints p50 p99 max in ms, from the
- * return of COMMIT to the first read that shows the order.
+ * return of COMMIT to the first read that shows the order.  Orders are numbered
+ * from FIRST, and must be new.
  */
 #include <libpq-fe.h>
 #include <stdio.h>
@@ -54,7 +55,7 @@ main(int argc, char **argv)
 	PGconn	   *writer;
 	PGconn	   *reader;
 
-	if (argc != 4)
+	if (argc != 5)
 		return 2;
 	n = atoi(argv[2]);
 	period = 1000.0 / atof(argv[3]);
@@ -89,7 +90,7 @@ main(int argc, char **argv)
 			nanosleep(&t, NULL);
 		}
 		next = next + period > now() ? next + period : now();
-		snprintf(number, sizeof(number), "%d", i);
+		snprintf(number, sizeof(number), "%d", atoi(argv[4]) + i);
 		PQclear(must(writer, PQexecPrepared(writer, "w", 1, args, NULL, NULL, 0)));
 		committed = now();
 		while (!found)

@@ -82,6 +82,7 @@ typedef struct SagaProgram
 {
 	int64		id;
 	List	   *sources;		/* of SagaSource *, in OID order */
+	List	   *views;			/* of Oid: views that it reads through */
 	List	   *stages;			/* of SagaStage * */
 	TupleDesc	result;			/* the public view's columns */
 	bool		deterministic;	/* false: ties may be decided either way */
@@ -141,7 +142,7 @@ typedef struct SagaDelta
 {
 	Oid			relid;			/* the source */
 	TupleDesc	desc;			/* the source's columns and saga_w */
-	Tuplestorestate *store;		/* NULL until finished */
+	Tuplestorestate *store;		/* complete when finished */
 	int64		rows;			/* after consolidation */
 	struct SagaDeltaTable *table;
 } SagaDelta;

@@ -20,6 +20,9 @@
 
 #include "projection_plan.h"
 
+/* One less than an index can have. */
+#define MAX_KEYS (INDEX_MAX_KEYS - 1)
+
 static const struct
 {
 	const char *name;
@@ -251,6 +254,11 @@ saga_groups_invertible(Query *query, SagaClass *class, char **why)
 	ListCell   *lc;
 
 	*class = SAGA_CLASS_DELTA;
+	if (list_length(query->groupClause) > MAX_KEYS)
+	{
+		*why = psprintf("no index can hold more than %d key columns", MAX_KEYS);
+		return false;
+	}
 	foreach(lc, saga_own_aggregates(query))
 	{
 		SagaAggKind kind = saga_agg_kind(lfirst(lc), why);

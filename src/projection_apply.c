@@ -16,18 +16,24 @@
  */
 #include "postgres.h"
 
+#include "access/relation.h"
 #include "access/xact.h"
+#include "catalog/namespace.h"
 #include "common/hashfn.h"
 #include "executor/spi.h"
 #include "lib/ilist.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
+#include "nodes/makefuncs.h"
 #include "nodes/nodeFuncs.h"
+#include "pgstat.h"
 #include "replication/origin.h"
 #include "tcop/dest.h"
 #include "utils/memutils.h"
 #include "utils/plancache.h"
 #include "utils/queryenvironment.h"
+#include "utils/regproc.h"
+#include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/typcache.h"
 
@@ -451,8 +457,6 @@ run_statement(ApplyRun *run, ApplyStatement *statement)
 		elog(ERROR, "could not run a statement of a projection: %s",
 			 SPI_result_code_string(rc));
 	run->result->statements++;
-	if (rc != SPI_OK_SELECT)
-		run->result->rows_out += SPI_processed;
 	if (text->capture != NULL)
 		name_rows(run, text->capture, capture.desc, capture.store, capture.rows,
 				  true);
@@ -613,6 +617,37 @@ name_deltas(ApplyRun *run, List *deltas, Bitmapset *recompute)
 	return changed;
 }
 
+/*
+ * Rows written to storage by this subtransaction, as statistics have counted
+ * them: a statement does not say what its WITH clauses wrote.
+ */
+static int64
+rows_written(SagaProgram *program)
+{
+	int64		count = 0;
+	ListCell   *lc;
+
+	foreach(lc, program->stages)
+	{
+		SagaStage  *stage = lfirst(lc);
+		List	   *name = stringToQualifiedNameList(stage->storage);
+		Oid			relid = RangeVarGetRelid(makeRangeVarFromNameList(name),
+											 NoLock, true);
+		Relation	rel = OidIsValid(relid) ?
+			try_relation_open(relid, AccessShareLock) : NULL;
+
+		if (rel == NULL)
+			continue;
+		if (rel->pgstat_info != NULL && rel->pgstat_info->trans != NULL &&
+			rel->pgstat_info->trans->nest_level == GetCurrentTransactionNestLevel())
+			count += rel->pgstat_info->trans->tuples_inserted +
+				rel->pgstat_info->trans->tuples_updated +
+				rel->pgstat_info->trans->tuples_deleted;
+		relation_close(rel, AccessShareLock);
+	}
+	return count;
+}
+
 static void
 run_program(SagaApply *apply, ApplyMode mode, List *deltas,
 			Bitmapset *recompute, SagaApplyResult *result)
@@ -635,6 +670,7 @@ run_program(SagaApply *apply, ApplyMode mode, List *deltas,
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "could not connect to SPI");
 	saga_run_as_begin(apply->owner, "pg_catalog", &saved);
+	result->rows_out = -rows_written(apply->program);
 
 	PG_TRY();
 	{
@@ -651,6 +687,7 @@ run_program(SagaApply *apply, ApplyMode mode, List *deltas,
 	}
 	PG_END_TRY();
 
+	result->rows_out += rows_written(apply->program);
 	while (run.rows != NIL)
 		forget_rows(&run, linitial(run.rows));
 	saga_run_as_end(&saved);

@@ -242,6 +242,11 @@ function_checker(Oid funcid, void *context)
 		if (name_among(name, text_functions, lengthof(text_functions)) &&
 			args_settings_free(node_args(node), false))
 			return false;
+		if (name_among(name, json_functions, lengthof(json_functions)) ||
+			name_among(name, text_functions, lengthof(text_functions)))
+			SAGA_REFUSE(errmsg("%s() writes values whose text depends on settings such as TimeZone", name),
+						errdetail("The rows of a projection would be other ones in another session."),
+						errhint("Leave out values with a time zone, intervals, money and bytea (in text: dates and times as well), or convert them, as in (t AT TIME ZONE 'UTC')."));
 	}
 	refuse_stable(funcid, node);
 	return true;
@@ -305,6 +310,30 @@ check_source(RangeTblEntry *rte)
 
 /* ---- the walk ---- */
 
+/* Names that the statements of upkeep use. */
+void
+saga_refuse_name(const char *name)
+{
+	SAGA_REFUSE(errmsg("\"%s\" is a reserved name", name),
+				errdetail("Names that begin with \"saga:\" are used inside the statements that keep a projection up."),
+				errhint("Name it otherwise."));
+}
+
+static void
+check_names(RangeTblEntry *rte)
+{
+	ListCell   *lc;
+
+	if (strncmp(rte->eref->aliasname, "saga:", 5) == 0)
+		saga_refuse_name(rte->eref->aliasname);
+	if (OidIsValid(rte->relid) &&
+		strncmp(get_rel_name(rte->relid), "saga:", 5) == 0)
+		saga_refuse_name(get_rel_name(rte->relid));
+	foreach(lc, rte->eref->colnames)
+		if (strncmp(strVal(lfirst(lc)), "saga:", 5) == 0)
+			saga_refuse_name(strVal(lfirst(lc)));
+}
+
 typedef struct CheckContext
 {
 	Query	   *query;			/* the level being walked */
@@ -362,7 +391,13 @@ check_walker(Node *node, CheckContext *context)
 		case T_Query:
 			check_query((Query *) node, context);
 			return false;
+		case T_TargetEntry:
+			if (((TargetEntry *) node)->resname != NULL &&
+				strncmp(((TargetEntry *) node)->resname, "saga:", 5) == 0)
+				saga_refuse_name(((TargetEntry *) node)->resname);
+			break;
 		case T_RangeTblEntry:
+			check_names((RangeTblEntry *) node);
 			if (((RangeTblEntry *) node)->rtekind == RTE_RELATION)
 				check_source((RangeTblEntry *) node);
 			else if (((RangeTblEntry *) node)->rtekind == RTE_NAMEDTUPLESTORE)
@@ -426,9 +461,11 @@ saga_query_check_output(Query *query)
 						errhint("Name it with AS."));
 		foreach(other, names)
 			if (strcmp(lfirst(other), tle->resname) == 0)
-				SAGA_REFUSE(errmsg("output column \"%s\" is there twice", tle->resname),
-							errdetail("Every column of a projection needs a name of its own."),
-							errhint("Name one of them otherwise with AS."));
+				ereport(ERROR,
+						(errcode(ERRCODE_DUPLICATE_COLUMN),
+						 errmsg("output column \"%s\" is there twice", tle->resname),
+						 errdetail("Every column of a projection needs a name of its own."),
+						 errhint("Name one of them otherwise with AS.")));
 		names = lappend(names, tle->resname);
 		if (strncmp(tle->resname, "saga_", 5) == 0)
 			SAGA_REFUSE(errmsg("output column \"%s\" has a reserved name", tle->resname),

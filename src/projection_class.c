@@ -34,8 +34,8 @@ refer_to_stage(SagaPlanner *planner, RangeTblEntry *rte, int stage)
 	*rte = *ref;
 }
 
-static RangeTblEntry *
-stage_rte(SagaPlanner *planner, int stage)
+RangeTblEntry *
+saga_stage_rte(SagaPlanner *planner, int stage)
 {
 	SagaStage  *s = list_nth(planner->program->stages, stage);
 
@@ -44,8 +44,8 @@ stage_rte(SagaPlanner *planner, int stage)
 }
 
 /* A stage for a subquery; the same one for the same text. */
-static int
-stage_for(SagaPlanner *planner, Query *query)
+int
+saga_stage_for(SagaPlanner *planner, Query *query)
 {
 	char	   *text = saga_deparse_raw(query);
 	ListCell   *lc;
@@ -162,7 +162,7 @@ Query *
 saga_select_stage(SagaPlanner *planner, int stage)
 {
 	SagaStage  *s = list_nth(planner->program->stages, stage);
-	Query	   *query = saga_select_from(stage_rte(planner, stage));
+	Query	   *query = saga_select_from(saga_stage_rte(planner, stage));
 	int			i = 0;
 	ListCell   *lc;
 
@@ -208,8 +208,8 @@ prepare_sublinks_mutator(Node *node, PrepareContext *context)
 		}
 		if (link->subLinkType == EXPR_SUBLINK && always_one_row(sub))
 		{
-			int			stage = stage_for(context->planner, sub);
-			RangeTblEntry *rte = stage_rte(context->planner, stage);
+			int			stage = saga_stage_for(context->planner, sub);
+			RangeTblEntry *rte = saga_stage_rte(context->planner, stage);
 
 			if (context->join)
 			{
@@ -235,7 +235,7 @@ prepare_sublinks_mutator(Node *node, PrepareContext *context)
 			return (Node *) link;
 		}
 		link->subselect = (Node *) saga_select_stage(context->planner,
-												stage_for(context->planner, sub));
+												saga_stage_for(context->planner, sub));
 		return (Node *) link;
 	}
 	/* inside an aggregate the rows are still there to be joined */
@@ -347,7 +347,7 @@ join_in(SagaPlanner *planner, Query *query)
 			result = lappend(result, link);
 			continue;
 		}
-		stage = stage_for(planner, sub);
+		stage = saga_stage_for(planner, sub);
 		s = list_nth(planner->program->stages, stage);
 		unique = s->block->unique != NIL || s->block->one_group;
 		if (!unique)
@@ -359,10 +359,10 @@ join_in(SagaPlanner *planner, Query *query)
 				result = lappend(result, link);
 				continue;
 			}
-			stage = stage_for(planner, distinct);
+			stage = saga_stage_for(planner, distinct);
 			s = list_nth(planner->program->stages, stage);
 		}
-		context.rtindex = add_to_from(query, stage_rte(planner, stage));
+		context.rtindex = add_to_from(query, saga_stage_rte(planner, stage));
 		context.columns = s->block->out;
 		result = list_concat(result,
 							 make_ands_implicit((Expr *) in_params_mutator(link->testexpr,
@@ -438,7 +438,7 @@ prepare(SagaPlanner *planner, Query *query)
 						 in_from_list(query, foreach_current_index(lc) + 1))
 					prepare(planner, rte->subquery);
 				else
-					refer_to_stage(planner, rte, stage_for(planner, rte->subquery));
+					refer_to_stage(planner, rte, saga_stage_for(planner, rte->subquery));
 				break;
 			case RTE_FUNCTION:
 				rte->functions = (List *)
@@ -463,7 +463,7 @@ prepare(SagaPlanner *planner, Query *query)
 	query->havingQual = prepare_sublinks_mutator(query->havingQual, &context);
 }
 
-/* ---- cutting ---- */
+/* ---- deciding ---- */
 
 static bool
 grouped(Query *query)
@@ -471,235 +471,6 @@ grouped(Query *query)
 	return query->hasAggs || query->groupClause != NIL ||
 		query->havingQual != NULL || query->groupingSets != NIL;
 }
-
-/* A query of the same FROM and WHERE that selects nothing yet. */
-static Query *
-same_from(Query *query)
-{
-	Query	   *result = makeNode(Query);
-
-	result->commandType = CMD_SELECT;
-	result->canSetTag = true;
-	result->rtable = copyObject(query->rtable);
-	result->jointree = copyObject(query->jointree);
-	result->hasSubLinks = query->hasSubLinks;
-	return result;
-}
-
-/* What 'expr' became in the select list of 'below' that is now a stage. */
-static List *
-stage_vars(SagaPlanner *planner, int stage)
-{
-	SagaStage  *s = list_nth(planner->program->stages, stage);
-	List	   *vars = NIL;
-	int			i = 0;
-	ListCell   *lc;
-
-	foreach(lc, s->block->out)
-		vars = lappend(vars, saga_column_var(1, ++i, lfirst(lc)));
-	return vars;
-}
-
-static void
-read_stage_only(SagaPlanner *planner, Query *query, int stage)
-{
-	Query	   *from = saga_select_from(stage_rte(planner, stage));
-
-	query->rtable = from->rtable;
-	query->jointree = from->jointree;
-}
-
-static void
-select_all(Query *query, List *exprs)
-{
-	int			i = 0;
-	ListCell   *lc;
-
-	foreach(lc, exprs)
-		saga_target(query, copyObject(lfirst(lc)), psprintf("c%d", ++i));
-	if (exprs == NIL)
-		saga_target(query, (Expr *) makeBoolConst(true, false), "c1");
-}
-
-static List *
-nulls_for(List *exprs)
-{
-	List	   *result = NIL;
-	ListCell   *lc;
-
-	foreach(lc, exprs)
-		result = lappend(result, makeNullConst(exprType(lfirst(lc)),
-											   exprTypmod(lfirst(lc)),
-											   exprCollation(lfirst(lc))));
-	return result;
-}
-
-/*
- * The core becomes a stage that puts out just what the grouping above it
- * uses; the query then groups that stage.
- */
-static void
-cut_core(SagaPlanner *planner, Query *query)
-{
-	Query	   *core = same_from(query);
-	List	   *exprs = NIL;
-	List	   *above;
-	ListCell   *lc;
-	int			stage;
-
-	foreach(lc, query->groupClause)
-	{
-		Node	   *expr = get_sortgroupclause_expr(lfirst(lc),
-													query->targetList);
-
-		if (saga_has_sublink(expr))
-			exprs = list_append_unique(exprs, expr);
-	}
-	foreach(lc, saga_own_aggregates(query))
-	{
-		Aggref	   *agg = lfirst_node(Aggref, lc);
-		ListCell   *a;
-
-		foreach(a, agg->args)
-		{
-			Expr	   *expr = lfirst_node(TargetEntry, a)->expr;
-
-			if (saga_has_sublink((Node *) expr))
-				exprs = list_append_unique(exprs, expr);
-		}
-		if (saga_has_sublink((Node *) agg->aggfilter))
-			exprs = list_append_unique(exprs, agg->aggfilter);
-	}
-	above = list_make2(query->targetList, query->havingQual);
-	above = (List *) saga_replace_exprs((Node *) above, exprs, nulls_for(exprs));
-	foreach(lc, pull_vars_of_level((Node *) above, 0))
-	{
-		Var		   *var = copyObject(lfirst_node(Var, lc));
-
-		var->varlevelsup = 0;
-		exprs = list_append_unique(exprs, var);
-	}
-	select_all(core, exprs);
-	stage = stage_for(planner, core);
-	query->targetList = (List *) saga_replace_exprs((Node *) query->targetList,
-													exprs,
-													stage_vars(planner, stage));
-	query->havingQual = saga_replace_exprs(query->havingQual, exprs,
-										   stage_vars(planner, stage));
-	read_stage_only(planner, query, stage);
-}
-
-/* The grouping becomes a stage; what is computed from groups reads that. */
-static void
-cut_grouping(SagaPlanner *planner, Query *query)
-{
-	Query	   *below = same_from(query);
-	List	   *exprs = NIL;
-	ListCell   *lc;
-	int			stage;
-
-	saga_add_dependent_keys(query);
-	foreach(lc, query->groupClause)
-		exprs = list_append_unique(exprs,
-								   get_sortgroupclause_expr(lfirst(lc),
-															query->targetList));
-	foreach(lc, query->groupClause)
-	{
-		SortGroupClause *clause = lfirst_node(SortGroupClause, lc);
-
-		below->groupClause = lappend(below->groupClause, copyObject(clause));
-	}
-	exprs = list_concat(exprs, saga_own_aggregates(query));
-	select_all(below, exprs);
-	foreach(lc, below->groupClause)
-	{
-		SortGroupClause *clause = lfirst_node(SortGroupClause, lc);
-		Expr	   *expr = get_sortgroupclause_tle(clause, query->targetList)->expr;
-		ListCell   *t;
-
-		foreach(t, below->targetList)
-		{
-			TargetEntry *tle = lfirst_node(TargetEntry, t);
-
-			if (!equal(tle->expr, expr))
-				continue;
-			if (tle->ressortgroupref == 0)
-				tle->ressortgroupref = clause->tleSortGroupRef;
-			else
-				clause->tleSortGroupRef = tle->ressortgroupref;
-			break;
-		}
-	}
-	below->hasAggs = query->hasAggs;
-	stage = stage_for(planner, below);
-	query->targetList = (List *) saga_replace_exprs((Node *) query->targetList,
-													exprs,
-													stage_vars(planner, stage));
-	query->havingQual = saga_replace_exprs(query->havingQual, exprs,
-										   stage_vars(planner, stage));
-	read_stage_only(planner, query, stage);
-	query->jointree->quals = query->havingQual;
-	query->havingQual = NULL;
-	query->groupClause = NIL;
-	query->hasAggs = false;
-}
-
-/* All but DISTINCT, ORDER BY and LIMIT becomes a stage. */
-static void
-cut_below_distinct(SagaPlanner *planner, Query *query)
-{
-	Query	   *below = copyObject(query);
-	ListCell   *lc;
-	ListCell   *v;
-	int			stage;
-
-	below->distinctClause = NIL;
-	below->hasDistinctOn = false;
-	below->sortClause = NIL;
-	below->limitCount = below->limitOffset = NULL;
-	foreach(lc, below->targetList)
-		lfirst_node(TargetEntry, lc)->resjunk = false;
-	stage = stage_for(planner, below);
-	read_stage_only(planner, query, stage);
-	forboth(lc, query->targetList, v, stage_vars(planner, stage))
-		lfirst_node(TargetEntry, lc)->expr = lfirst(v);
-	query->groupClause = NIL;
-	query->havingQual = NULL;
-	query->windowClause = NIL;
-	query->hasAggs = query->hasWindowFuncs = query->hasTargetSRFs = false;
-}
-
-/* Entries of the select list that nothing needs any more. */
-static void
-drop_junk(Query *query)
-{
-	List	   *result = NIL;
-	List	   *refs = NIL;
-	ListCell   *lc;
-
-	refs = list_concat(list_copy(query->groupClause), query->distinctClause);
-	refs = list_concat(refs, query->sortClause);
-	foreach(lc, query->windowClause)
-	{
-		WindowClause *window = lfirst_node(WindowClause, lc);
-
-		refs = list_concat(refs, window->partitionClause);
-		refs = list_concat(refs, window->orderClause);
-	}
-	foreach(lc, query->targetList)
-	{
-		TargetEntry *tle = lfirst_node(TargetEntry, lc);
-
-		if (tle->resjunk &&
-			get_sortgroupref_clause_noerr(tle->ressortgroupref, refs) == NULL)
-			continue;
-		result = lappend(result, tle);
-		tle->resno = list_length(result);
-	}
-	query->targetList = result;
-}
-
-/* ---- deciding ---- */
 
 static int
 add_rows(SagaPlanner *planner, Query *query, bool top)
@@ -791,6 +562,8 @@ args_have_sublink(Query *query)
 		saga_has_sublink((Node *) saga_own_aggregates(query));
 }
 
+static int	plan_block(SagaPlanner *planner, Query *query, bool top);
+
 static int
 plan_grouped(SagaPlanner *planner, Query *query, bool top)
 {
@@ -799,6 +572,9 @@ plan_grouped(SagaPlanner *planner, Query *query, bool top)
 	List	   *keys;
 	ListCell   *lc;
 	bool		computed = false;
+
+	if (saga_order_sensitive(query))
+		planner->deterministic = false;
 
 	if (query->groupingSets != NIL)
 		return saga_plan_full(planner, query, top,
@@ -811,7 +587,7 @@ plan_grouped(SagaPlanner *planner, Query *query, bool top)
 		List	   *from = list_concat(clause_exprs(query->groupClause, query->targetList),
 									   saga_own_aggregates(query));
 
-		expr = saga_replace_exprs(expr, from, nulls_for(from));
+		expr = saga_replace_exprs(expr, from, saga_nulls_for(from));
 		if (expression_returns_set(expr) || (saga_has_sublink(expr) && !top))
 			computed = true;
 		if (saga_has_sublink(expr) && !saga_reads_one_rows(planner->program, expr))
@@ -822,8 +598,9 @@ plan_grouped(SagaPlanner *planner, Query *query, bool top)
 		 (!top || !saga_reads_one_rows(planner->program,
 													  query->havingQual))))
 	{
-		cut_grouping(planner, query);
-		return saga_plan_query(planner, query, top);
+		saga_cut_grouping(planner, query);
+		saga_drop_junk(planner, query, top);
+		return plan_block(planner, query, top);
 	}
 
 	if (!linear_from(query) || args_have_sublink(query))
@@ -834,7 +611,7 @@ plan_grouped(SagaPlanner *planner, Query *query, bool top)
 							 psprintf("%s under groups of one row of a table",
 									  why_not_linear(query)));
 		saga_add_dependent_keys(query);
-		cut_core(planner, query);
+		saga_cut_core(planner, query);
 	}
 	if (saga_groups_invertible(query, &class, &why))
 		return add_groups(planner, query, class, top,
@@ -882,8 +659,9 @@ plan_distinct(SagaPlanner *planner, Query *query, bool top)
 	if (!linear_from(query) || saga_has_sublink((Node *) query->targetList) ||
 		query->hasTargetSRFs)
 	{
-		cut_below_distinct(planner, query);
-		return saga_plan_query(planner, query, top);
+		saga_cut_below_distinct(planner, query);
+		saga_drop_junk(planner, query, top);
+		return plan_block(planner, query, top);
 	}
 	query->groupClause = query->distinctClause;
 	query->distinctClause = NIL;
@@ -897,12 +675,41 @@ plan_distinct(SagaPlanner *planner, Query *query, bool top)
 					 SAGA_CLASS_GROUP, top, why);
 }
 
+/* Window functions whose result depends on the order of peers. */
+static bool
+ties_walker(Node *node, Query *query)
+{
+	static const char *const names[] = {
+		"first_value", "lag", "last_value", "lead", "nth_value", "ntile",
+		"row_number",
+	};
+
+	if (node == NULL || IsA(node, Query))
+		return false;
+	if (IsA(node, WindowFunc))
+	{
+		WindowFunc *func = (WindowFunc *) node;
+		WindowClause *window = list_nth(query->windowClause, func->winref - 1);
+		const char *name = get_func_name(func->winfnoid);
+		size_t		length = strlen(name);
+
+		for (int i = 0; i < (int) lengthof(names); i++)
+			if (strcmp(name, names[i]) == 0)
+				return true;
+		if ((window->frameOptions & FRAMEOPTION_ROWS) ||
+			(length > 4 && strcmp(name + length - 4, "_agg") == 0))
+			return true;
+	}
+	return expression_tree_walker(node, ties_walker, (void *) query);
+}
+
 static int
 plan_windows(SagaPlanner *planner, Query *query, bool top)
 {
 	List	   *keys = common_partition(query);
 
-	planner->deterministic = false;
+	if (ties_walker((Node *) query->targetList, query))
+		planner->deterministic = false;
 	if (keys == NIL)
 		return saga_plan_full(planner, query, top,
 						"window functions without a common PARTITION BY see all rows");
@@ -922,7 +729,7 @@ stage_unions(SagaPlanner *planner, Query *query)
 
 		if (rte->rtekind == RTE_SUBQUERY &&
 			saga_union_all_linear(rte->subquery))
-			refer_to_stage(planner, rte, stage_for(planner, rte->subquery));
+			refer_to_stage(planner, rte, saga_stage_for(planner, rte->subquery));
 	}
 }
 
@@ -942,8 +749,9 @@ plan_block(SagaPlanner *planner, Query *query, bool top)
 		return plan_grouped(planner, query, top);
 	if (query->hasWindowFuncs && query->distinctClause != NIL)
 	{
-		cut_below_distinct(planner, query);
-		return saga_plan_query(planner, query, top);
+		saga_cut_below_distinct(planner, query);
+		saga_drop_junk(planner, query, top);
+		return plan_block(planner, query, top);
 	}
 	if (query->hasWindowFuncs)
 		return plan_windows(planner, query, top);
@@ -956,6 +764,28 @@ plan_block(SagaPlanner *planner, Query *query, bool top)
  * Make the stages of a self-contained query; returns the number of the last.
  * At the top, order and limit are left to whoever reads the projection.
  */
+/* An aggregate whose result depends on an order that the query leaves open? */
+static bool
+open_order_walker(Node *node, void *context)
+{
+	static const char *const ordered[] = {
+		"array_agg", "string_agg", "json_agg", "jsonb_agg", "json_object_agg",
+		"jsonb_object_agg", "xmlagg"
+	};
+
+	if (node == NULL)
+		return false;
+	if (IsA(node, Aggref) && ((Aggref *) node)->aggorder == NIL)
+	{
+		char	   *name = get_func_name(((Aggref *) node)->aggfnoid);
+
+		for (int i = 0; i < (int) lengthof(ordered); i++)
+			if (name != NULL && strcmp(name, ordered[i]) == 0)
+				return true;
+	}
+	return expression_tree_walker(node, open_order_walker, context);
+}
+
 int
 saga_plan_query(SagaPlanner *planner, Query *query, bool top)
 {
@@ -963,6 +793,9 @@ saga_plan_query(SagaPlanner *planner, Query *query, bool top)
 	int			stage;
 
 	check_stack_depth();
+	if (open_order_walker((Node *) query->targetList, NULL) ||
+		open_order_walker(query->havingQual, NULL))
+		planner->deterministic = false;
 	saga_query_pull_up(query);
 	if (query->limitCount != NULL || query->limitOffset != NULL)
 	{
@@ -977,7 +810,7 @@ saga_plan_query(SagaPlanner *planner, Query *query, bool top)
 			if (!saga_query_simple(query, true) && query->setOperations == NULL &&
 				(grouped(query) || query->distinctClause != NIL) &&
 				!query->hasDistinctOn)
-				cut_below_distinct(planner, query);
+				saga_cut_below_distinct(planner, query);
 			else
 				prepare(planner, query);
 			return saga_plan_full(planner, query, false,
@@ -991,13 +824,14 @@ saga_plan_query(SagaPlanner *planner, Query *query, bool top)
 		order->limitCount = query->limitCount;
 		order->limitOffset = query->limitOffset;
 		order->limitOption = query->limitOption;
+		planner->order = query->sortClause;
 		query->limitCount = query->limitOffset = NULL;
 	}
 	if (!top && !query->hasDistinctOn)
 	{
 		query->sortClause = NIL;
 		if (query->setOperations == NULL)
-			drop_junk(query);
+			saga_drop_junk(planner, query, false);
 	}
 	else if (!query->hasDistinctOn)
 		query->sortClause = NIL;

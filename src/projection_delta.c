@@ -4,10 +4,11 @@
  *
  * The projector adds the old and new rows of the transactions of a batch; what
  * comes and goes within the batch cancels out, and so does an update of
- * columns that nobody uses.  Rows are compared by their binary image: equal
- * values of different image do not cancel out, which costs time but nothing
- * else, because a delta is a bag: only the sum of the weights of a row counts.
- * For the same reason a large batch is consolidated piece by piece.
+ * columns that nobody uses.  Rows are compared by their binary image, with
+ * toasted values made flat.  Statements rely on it: rows of one image come
+ * once, or all with a weight of 1 in a batch of inserts alone.  So a batch
+ * that does not fit into memory is written out in parts, by hash, and each
+ * part is consolidated by itself.
  *
  * Reads no table and knows no statement.
  */
@@ -25,6 +26,7 @@
 
 /* Rows held for consolidation, and then those of the tuplestore. */
 #define DELTA_MEMORY_KB (64 * 1024)
+#define DELTA_PARTS 64
 
 /* A minimal tuple ends with saga_w: an aligned bigint, the last column. */
 #define TUPLE_WEIGHT_SIZE sizeof(int64)
@@ -78,6 +80,8 @@ struct SagaDeltaTable
 	int64		max_added;
 
 	delta_hash *rows;			/* afterwards */
+
+	Tuplestorestate **parts;	/* written out: by hash, not yet consolidated */
 };
 
 /* Defaults, constraints and generation are the table's business, not ours. */
@@ -111,6 +115,7 @@ saga_delta_begin(const SagaSource *source)
 	delta->relid = source->relid;
 	delta->desc = delta_desc(source->desc);
 	delta->table = table;
+	delta->store = tuplestore_begin_heap(false, false, DELTA_MEMORY_KB);
 
 	table->context = AllocSetContextCreate(CurrentMemoryContext, "saga delta",
 										   ALLOCSET_DEFAULT_SIZES);
@@ -133,32 +138,31 @@ saga_delta_begin(const SagaSource *source)
 	return delta;
 }
 
-static Tuplestorestate *
-store_of(SagaDelta *delta)
-{
-	if (delta->store == NULL)
-	{
-		MemoryContext old = MemoryContextSwitchTo(GetMemoryChunkContext(delta));
-
-		delta->store = tuplestore_begin_heap(false, false, DELTA_MEMORY_KB);
-		MemoryContextSwitchTo(old);
-	}
-	return delta->store;
-}
-
 static void
-write_row(SagaDelta *delta, MinimalTuple tuple, int64 weight)
+write_row(SagaDelta *delta, Tuplestorestate *store, MinimalTuple tuple,
+		  int64 weight)
 {
 	memcpy((char *) tuple + tuple->t_len - TUPLE_WEIGHT_SIZE, &weight,
 		   TUPLE_WEIGHT_SIZE);
 	ExecStoreMinimalTuple(tuple, delta->table->slot, false);
-	tuplestore_puttupleslot(store_of(delta), delta->table->slot);
-	delta->rows++;
+	tuplestore_puttupleslot(store, delta->table->slot);
 }
 
-/* Write what did not cancel out, and begin anew. */
+/* Nothing is held any more. */
 static void
-write_rows(SagaDelta *delta)
+reset(struct SagaDeltaTable *table)
+{
+	ExecClearTuple(table->slot);
+	MemoryContextReset(table->context);
+	table->rows = NULL;
+	table->added = NULL;
+	table->nadded = table->max_added = 0;
+	table->size = 0;
+}
+
+/* What is held is what remains: of the batch, or of a part of it. */
+static void
+write_result(SagaDelta *delta)
 {
 	struct SagaDeltaTable *table = delta->table;
 
@@ -170,17 +174,53 @@ write_rows(SagaDelta *delta)
 		delta_start_iterate(table->rows, &iterator);
 		while ((row = delta_iterate(table->rows, &iterator)) != NULL)
 			if (row->weight != 0)
-				write_row(delta, row->tuple, row->weight);
+			{
+				write_row(delta, delta->store, row->tuple, row->weight);
+				delta->rows++;
+			}
 	}
 	for (int64 i = 0; i < table->nadded; i++)
-		write_row(delta, table->added[i], 1);
+		write_row(delta, delta->store, table->added[i], 1);
+	delta->rows += table->nadded;
+	reset(table);
+}
 
-	ExecClearTuple(table->slot);
-	MemoryContextReset(table->context);
-	table->rows = NULL;
-	table->added = NULL;
-	table->nadded = table->max_added = 0;
-	table->size = 0;
+static Tuplestorestate *
+part_of(SagaDelta *delta, uint32 hash)
+{
+	return delta->table->parts[hash % DELTA_PARTS];
+}
+
+/* Make room; rows that may still cancel out go to their part. */
+static void
+write_out(SagaDelta *delta)
+{
+	struct SagaDeltaTable *table = delta->table;
+	delta_iterator iterator;
+	DeltaRow   *row;
+
+	if (table->rows == NULL && table->parts == NULL)
+	{
+		write_result(delta);
+		return;
+	}
+	if (table->parts == NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(GetMemoryChunkContext(delta));
+
+		table->parts = palloc(sizeof(Tuplestorestate *) * DELTA_PARTS);
+		for (int i = 0; i < DELTA_PARTS; i++)
+			table->parts[i] = tuplestore_begin_heap(false, false,
+													DELTA_MEMORY_KB / DELTA_PARTS);
+		MemoryContextSwitchTo(old);
+	}
+	if (table->rows == NULL)
+		return;
+	delta_start_iterate(table->rows, &iterator);
+	while ((row = delta_iterate(table->rows, &iterator)) != NULL)
+		if (row->weight != 0)
+			write_row(delta, part_of(delta, row->hash), row->tuple, row->weight);
+	reset(table);
 }
 
 /* The tuple becomes the table's, or is freed. */
@@ -277,7 +317,7 @@ saga_delta_add(SagaDelta *delta, const Datum *values, const bool *nulls,
 		}
 	table->size += GetMemoryChunkSpace(tuple);
 
-	if (weight != 1 && table->rows == NULL)
+	if (table->rows == NULL && (weight != 1 || table->parts != NULL))
 		start_weighing(table);
 	if (table->rows != NULL)
 		weigh(table, tuple, weight);
@@ -285,15 +325,87 @@ saga_delta_add(SagaDelta *delta, const Datum *values, const bool *nulls,
 		append(table, tuple);
 
 	if (table->size > DELTA_MEMORY_KB * (Size) 1024)
-		write_rows(delta);
+		write_out(delta);
+	MemoryContextSwitchTo(old);
+}
+
+/* Weigh the rows of a tuplestore, or deal them out to the parts. */
+static void
+take_back(SagaDelta *delta, Tuplestorestate *store, bool deal)
+{
+	struct SagaDeltaTable *table = delta->table;
+	TupleTableSlot *slot = MakeSingleTupleTableSlot(delta->desc,
+													&TTSOpsMinimalTuple);
+
+	while (tuplestore_gettupleslot(store, true, false, slot))
+	{
+		MinimalTuple tuple = ExecCopySlotMinimalTuple(slot);
+		int64		weight;
+
+		memcpy(&weight, (char *) tuple + tuple->t_len - TUPLE_WEIGHT_SIZE,
+			   TUPLE_WEIGHT_SIZE);
+		if (deal)
+		{
+			uint32		hash = hash_bytes(TUPLE_IMAGE(tuple), TUPLE_IMAGE_LENGTH(tuple));
+
+			write_row(delta, part_of(delta, hash), tuple, weight);
+			pfree(tuple);
+		}
+		else
+		{
+			table->size += GetMemoryChunkSpace(tuple);
+			weigh(table, tuple, weight);
+		}
+	}
+	ExecDropSingleTupleTableSlot(slot);
+	tuplestore_end(store);
+}
+
+static Tuplestorestate *
+new_store(SagaDelta *delta)
+{
+	MemoryContext old = MemoryContextSwitchTo(GetMemoryChunkContext(delta));
+	Tuplestorestate *store = tuplestore_begin_heap(false, false, DELTA_MEMORY_KB);
+
+	MemoryContextSwitchTo(old);
+	return store;
+}
+
+/* Consolidate one part after the other; each is to fit into memory. */
+static void
+join_parts(SagaDelta *delta)
+{
+	struct SagaDeltaTable *table = delta->table;
+	MemoryContext old = MemoryContextSwitchTo(table->context);
+
+	write_out(delta);
+	if (delta->rows > 0)
+		take_back(delta, delta->store, true);	/* from before the first that went */
+	else
+		tuplestore_end(delta->store);
+	delta->store = new_store(delta);
+	delta->rows = 0;
+	for (int i = 0; i < DELTA_PARTS; i++)
+	{
+		start_weighing(table);
+		take_back(delta, table->parts[i], false);
+		write_result(delta);
+	}
+	pfree(table->parts);
+	table->parts = NULL;
 	MemoryContextSwitchTo(old);
 }
 
 void
 saga_delta_finish(SagaDelta *delta)
 {
-	write_rows(delta);
-	(void) store_of(delta);		/* scanned even when empty */
+	if (delta->table->parts == NULL && delta->table->rows != NULL &&
+		delta->rows > 0)
+		write_out(delta);		/* they may cancel out rows written before */
+	if (delta->table->parts != NULL)
+		join_parts(delta);
+	else
+		write_result(delta);
 }
 
 void
@@ -301,7 +413,6 @@ saga_delta_end(SagaDelta *delta)
 {
 	ExecDropSingleTupleTableSlot(delta->table->slot);
 	MemoryContextDelete(delta->table->context);
-	if (delta->store != NULL)
-		tuplestore_end(delta->store);
+	tuplestore_end(delta->store);
 	delta->store = NULL;
 }

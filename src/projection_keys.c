@@ -63,21 +63,36 @@ nullable_entries(Query *query)
 	return set;
 }
 
-static double
-rows_of(RangeTblEntry *rte)
+static List *
+all_quals(Node *node, List *quals)
 {
-	HeapTuple	tuple;
-	double		result = 0;
+	JoinExpr   *join;
 
-	if (rte->rtekind != RTE_RELATION)
-		return 0;
-	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(rte->relid));
-	if (HeapTupleIsValid(tuple))
+	if (IsA(node, RangeTblRef))
+		return quals;
+	join = castNode(JoinExpr, node);
+	quals = list_concat(quals, make_ands_implicit((Expr *) join->quals));
+	quals = all_quals(join->larg, quals);
+	return all_quals(join->rarg, quals);
+}
+
+/*
+ * How many other tables one row goes with, the more the smaller are its keys.
+ * Statistics are not asked: the answer has to be the same for ever.
+ */
+static int
+rank_of(SagaPlanner *planner, Query *query, int rtindex)
+{
+	List	   *quals = make_ands_implicit((Expr *) copyObject(query->jointree->quals));
+	Bitmapset  *entries = NULL;
+	ListCell   *lc;
+
+	foreach(lc, query->jointree->fromlist)
 	{
-		result = ((Form_pg_class) GETSTRUCT(tuple))->reltuples;
-		ReleaseSysCache(tuple);
+		quals = all_quals(lfirst(lc), quals);
+		entries = all_entries(lfirst(lc), entries);
 	}
-	return result;
+	return saga_determines(planner, query, quals, rtindex, entries);
 }
 
 /* Columns by which the rows of an input can be told apart, if only roughly. */
@@ -86,11 +101,13 @@ input_key(SagaPlanner *planner, Query *query, int rtindex, bool *unique)
 {
 	RangeTblEntry *rte = rt_fetch(rtindex, query->rtable);
 	List	   *key;
+	List	   *vars;
 	List	   *result = NIL;
 	ListCell   *lc;
 
 	*unique = false;
-	if (!saga_rte_input(rte))
+	if (!saga_rte_input(rte) &&
+		!(rte->rtekind == RTE_SUBQUERY && saga_query_simple(rte->subquery, true)))
 		return NIL;
 	key = saga_unique_key(planner->program, rte);
 	*unique = key != NIL;
@@ -100,8 +117,17 @@ input_key(SagaPlanner *planner, Query *query, int rtindex, bool *unique)
 		return result;
 
 	/* without a key: the columns that the query uses */
-	foreach(lc, pull_vars_of_level((Node *) list_make2(query->targetList,
-													   query->jointree), 0))
+	vars = pull_vars_of_level((Node *) list_make2(query->targetList,
+												  query->jointree), 0);
+	foreach(lc, query->rtable)
+	{
+		RangeTblEntry *other = lfirst_node(RangeTblEntry, lc);
+
+		if (other->rtekind == RTE_SUBQUERY)
+			vars = list_concat(vars,
+							   pull_vars_of_level((Node *) other->subquery, 1));
+	}
+	foreach(lc, vars)
 	{
 		Var		   *var = copyObject(lfirst_node(Var, lc));
 
@@ -117,7 +143,7 @@ typedef struct Choice
 {
 	List	   *key;
 	bool		unique;
-	double		rows;
+	int			rank;
 } Choice;
 
 static Choice
@@ -129,7 +155,7 @@ better(Choice a, Choice b)
 		return a;
 	if (a.unique != b.unique)
 		return a.unique ? a : b;
-	return b.rows > a.rows ? b : a;
+	return b.rank > a.rank ? b : a;
 }
 
 /* The key of one table that every row of a node has, both of FULL JOIN. */
@@ -145,7 +171,7 @@ node_key(SagaPlanner *planner, Query *query, Node *node)
 		Choice		choice;
 
 		choice.key = input_key(planner, query, rtindex, &choice.unique);
-		choice.rows = rows_of(rt_fetch(rtindex, query->rtable));
+		choice.rank = rank_of(planner, query, rtindex);
 		return choice;
 	}
 	join = castNode(JoinExpr, node);
@@ -163,7 +189,7 @@ node_key(SagaPlanner *planner, Query *query, Node *node)
 			return none;
 		left.key = list_concat(list_copy(left.key), right.key);
 		left.unique = false;	/* only if there is nothing simpler */
-		left.rows = 0;
+		left.rank = -1;
 		return left;
 	}
 	return none;

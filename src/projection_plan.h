@@ -1,7 +1,9 @@
 /*
  * projection_plan.h
- *		Private to the planner of projections (projection_query.c, _check.c,
- *		_class.c, _groups.c, _rows.c, _keys.c, _sets.c, _sql.c).
+ *		Private to the planner of projections: projection_query.c (reading),
+ *		_check.c (refusing), _class.c and _cut.c (taking apart), _rows.c,
+ *		_groups.c, _aggs.c, _sets.c, _keys.c and _skeleton.c (the kinds of
+ *		stages), _tree.c and _sql.c (tools), _advice.c, _program.c.
  *
  * A stage is planned as a *block*: query trees whose range tables hold sources
  * (RTE_RELATION) and earlier stages (RTE_NAMEDTUPLESTORE named by a token).
@@ -27,8 +29,11 @@
 
 #define SAGA_WEIGHT "saga_w"
 
-/* Above so many changed occurrences, terms telescope. */
-#define SAGA_MAX_EXPANDED 4
+/*
+ * Above so many changed occurrences, terms telescope: fewer of them, but they
+ * join unions, which takes the planner's index look-ups away.
+ */
+#define SAGA_MAX_EXPANDED 6
 
 typedef struct SagaColumn
 {
@@ -125,6 +130,7 @@ typedef struct SagaPlanner
 	List	   *key;			/* output columns to recompute by (of char *) */
 	List	   *texts;			/* of SagaStagedText *: to find the stage of a
 								 * query that is there already */
+	List	   *order;			/* ORDER BY at the top (SortGroupClauses) */
 	bool		deterministic;
 } SagaPlanner;
 
@@ -143,8 +149,9 @@ typedef struct SagaChanges
 			 message, detail, hint))
 
 /* ---- projection_query.c: from text to a normalised tree ---- */
-extern Query *saga_query_read(const char *text);
+extern Query *saga_query_read(const char *text, List **views);
 extern void saga_query_pull_up(Query *query);
+extern bool saga_order_sensitive(Query *query);
 extern bool saga_query_simple(const Query *query, bool with_order);
 extern void saga_blank_rte(Query *query, int rtindex);
 extern bool saga_query_correlated(const Query *query);
@@ -153,6 +160,7 @@ extern bool saga_projection_of_view(Oid relid, char **query,
 
 /* ---- projection_check.c ---- */
 extern void saga_query_check(Query *query);
+extern void saga_refuse_name(const char *name);
 extern void saga_query_check_output(Query *query);
 extern void saga_check_rights(SagaProgram *program);
 extern bool saga_type_image_equal(Oid type, int32 typmod, Oid collation);
@@ -187,6 +195,8 @@ extern Node *saga_whole_row(Query *query, Var *var);
 extern bool saga_reads_one_rows(SagaProgram *program, Node *expr);
 extern Var *saga_var_of(Query *query, int rtindex, AttrNumber attno);
 extern bool saga_one_row(SagaProgram *program, const RangeTblEntry *rte);
+extern int	saga_determines(SagaPlanner *planner, Query *query, List *quals,
+							int rtindex, Bitmapset *entries);
 extern List *saga_core_identity(SagaPlanner *planner, Query *core);
 extern List *saga_unique_key(SagaProgram *program, const RangeTblEntry *rte);
 
@@ -194,7 +204,19 @@ extern List *saga_unique_key(SagaProgram *program, const RangeTblEntry *rte);
 extern int	saga_stage_add(SagaPlanner *planner, SagaBlock *block,
 						   SagaClass class, const char *reason);
 
+/* ---- projection_advice.c ---- */
+extern void saga_stage_advise(SagaProgram *program, SagaStage *stage);
+
+/* ---- projection_cut.c ---- */
+extern List *saga_nulls_for(List *exprs);
+extern void saga_cut_core(SagaPlanner *planner, Query *query);
+extern void saga_cut_grouping(SagaPlanner *planner, Query *query);
+extern void saga_cut_below_distinct(SagaPlanner *planner, Query *query);
+extern void saga_drop_junk(SagaPlanner *planner, Query *query, bool top);
+
 /* ---- projection_class.c ---- */
+extern int	saga_stage_for(SagaPlanner *planner, Query *query);
+extern RangeTblEntry *saga_stage_rte(SagaPlanner *planner, int stage);
 extern int	saga_plan_query(SagaPlanner *planner, Query *query, bool top);
 extern int	saga_plan_full(SagaPlanner *planner, Query *query, bool top,
 						   const char *reason);
@@ -273,6 +295,7 @@ extern char *saga_key_join(List *columns, int nkeys, const char *left,
 extern SagaStatement *saga_statement(char *sql, char *capture,
 									 char *unless_empty);
 extern char *saga_type_sql(SagaColumn *column);
+extern char *saga_cast_sql(SagaColumn *column);
 extern char *saga_output_sql(SagaProgram *program, int stage);
 extern List *saga_diff_statements(SagaProgram *program, SagaStage *stage,
 								  char *fresh, const char *keys);

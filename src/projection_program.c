@@ -256,7 +256,7 @@ SagaProgram *
 saga_program_build(const char *text, int64 id, List *key)
 {
 	SagaProgram *program = palloc0(sizeof(SagaProgram));
-	SagaPlanner planner = {program, key, NIL, true};
+	SagaPlanner planner = {program, key, NIL, NIL, true};
 	bool		pushed = false;
 	Query	   *query;
 	SagaStage  *last;
@@ -268,7 +268,7 @@ saga_program_build(const char *text, int64 id, List *key)
 		pushed = true;
 	}
 	program->id = id;
-	query = saga_query_read(text);
+	query = saga_query_read(text, &program->views);
 	saga_query_check_output(query);
 	program->live_query = saga_deparse(program, query);
 	program->result = ExecCleanTypeFromTL(query->targetList);
@@ -293,6 +293,7 @@ saga_program_build(const char *text, int64 id, List *key)
 		while ((input = bms_next_member(stage->stages, input)) >= 0)
 			((SagaStage *) list_nth(program->stages, input))->feeds = true;
 		program->class = Max(program->class, stage->class);
+		saga_stage_advise(program, stage);
 	}
 	last = llast(program->stages);
 	program->stored_query = saga_output_sql(program, last->number);
@@ -304,6 +305,36 @@ saga_program_build(const char *text, int64 id, List *key)
 }
 
 /* ---- storage ---- */
+
+/* How many key columns help to find a row. */
+#define MAX_INDEXED 4
+
+/*
+ * An index to find rows by key: on columns that are never too long for a
+ * btree, or, if there is none, on a hash.
+ */
+static char *
+key_index(SagaStage *stage)
+{
+	List	   *list = NIL;
+	SagaColumn *first = linitial(stage->block->columns);
+
+	for (int i = 0; i < stage->block->nkeys; i++)
+	{
+		SagaColumn *column = list_nth(stage->block->columns, i);
+
+		if (list_length(list) < MAX_INDEXED &&
+			(get_typlen(column->type) > 0 || column->type == NUMERICOID ||
+			 column->typmod >= 0))
+			list = lappend(list, column);
+	}
+	if (list == NIL && saga_type_hashable(first->type))
+		return psprintf("CREATE INDEX ON %s USING hash (%s)", stage->storage,
+						quote_identifier(first->name));
+	return psprintf("CREATE INDEX ON %s (%s)", stage->storage,
+					saga_column_list(list == NIL ? list_make1(first) : list,
+									 -1, NULL));
+}
 
 List *
 saga_program_storage_ddl(SagaProgram *program)
@@ -351,9 +382,7 @@ saga_program_storage_ddl(SagaProgram *program)
 										  stage->storage));
 				break;
 			case SAGA_BLOCK_KEYED:
-				result = lappend(result,
-								 psprintf("CREATE INDEX ON %s (%s)", stage->storage,
-										  saga_column_list(block->columns, block->nkeys, NULL)));
+				result = lappend(result, key_index(stage));
 				break;
 			case SAGA_BLOCK_FULL:
 				break;

@@ -36,6 +36,8 @@
 
 static void expand_views(Query *query, int depth);
 
+static List *views_read = NIL;	/* of Oid: expanded in the query at hand */
+
 /* ---- parsing ---- */
 
 static Query *
@@ -48,8 +50,7 @@ analyze_text(const char *text)
 	if (list_length(raw) != 1 ||
 		!IsA(linitial_node(RawStmt, raw)->stmt, SelectStmt))
 		SAGA_REFUSE(errmsg("a projection is defined by one SELECT"),
-					errdetail("The text holds %d statements, or another one.",
-							  list_length(raw)),
+					errdetail("The text is another statement, or more than one."),
 					errhint("Give one SELECT; WITH is allowed before it."));
 	stmt = linitial_node(RawStmt, raw);
 	query = parse_analyze_fixedparams(stmt, text, NULL, 0, NULL);
@@ -227,6 +228,7 @@ expand_views(Query *query, int depth)
 
 		if (rte->rtekind != RTE_RELATION || rte->relkind != RELKIND_VIEW)
 			continue;
+		views_read = list_append_unique_oid(views_read, rte->relid);
 		rte->subquery = view_query(rte->relid, depth);
 		rte->rtekind = RTE_SUBQUERY;
 		rte->relid = InvalidOid;
@@ -234,8 +236,8 @@ expand_views(Query *query, int depth)
 		rte->rellockmode = 0;
 		rte->inh = false;
 		rte->tablesample = NULL;
-		rte->alias = makeAlias(rte->eref->aliasname, rte->alias == NULL ? NIL :
-							   rte->alias->colnames);
+		/* columns may have been named otherwise than in the view's query */
+		rte->alias = copyObject(rte->eref);
 	}
 }
 
@@ -280,8 +282,7 @@ inline_cte_walker(Node *node, InlineContext *context)
 			rte->ctename = NULL;
 			rte->ctelevelsup = 0;
 			rte->coltypes = rte->coltypmods = rte->colcollations = NIL;
-			if (rte->alias == NULL)
-				rte->alias = makeAlias(rte->eref->aliasname, NIL);
+			rte->alias = copyObject(rte->eref);
 		}
 		return false;
 	}
@@ -517,11 +518,14 @@ flatten_joins_walker(Node *node, void *context)
 
 /* With the rights and the search_path in force. */
 Query *
-saga_query_read(const char *text)
+saga_query_read(const char *text, List **views)
 {
 	Query	   *query = analyze_text(text);
 
+	views_read = NIL;
 	expand_views(query, 0);
+	*views = views_read;
+	views_read = NIL;
 	saga_query_check(query);
 	inline_ctes(query);
 	flatten_joins(query);
@@ -834,7 +838,6 @@ pull_up_walker(Node *node, void *context)
 	return expression_tree_walker(node, pull_up_walker, context);
 }
 
-/* Aggregates that show the order in which rows came to them. */
 static bool
 order_walker(Node *node, void *context)
 {
@@ -846,9 +849,18 @@ order_walker(Node *node, void *context)
 		const char *name = get_func_name(((Aggref *) node)->aggfnoid);
 		size_t		length = strlen(name);
 
-		return length > 4 && strcmp(name + length - 4, "_agg") == 0;
+		if (length > 4 && strcmp(name + length - 4, "_agg") == 0)
+			return true;
 	}
 	return expression_tree_walker(node, order_walker, context);
+}
+
+/* Has it aggregates that show the order in which rows came to them? */
+bool
+saga_order_sensitive(Query *query)
+{
+	return order_walker((Node *) query->targetList, NULL) ||
+		order_walker(query->havingQual, NULL);
 }
 
 /*
@@ -858,8 +870,7 @@ order_walker(Node *node, void *context)
 void
 saga_query_pull_up(Query *query)
 {
-	bool		keep_order = order_walker((Node *) query->targetList, NULL) ||
-		order_walker(query->havingQual, NULL);
+	bool		keep_order = saga_order_sensitive(query);
 	List	   *quals = NIL;
 	int			rtindex;
 

@@ -105,10 +105,12 @@ saga_consolidate(List *columns, const char *terms)
 {
 	StringInfoData select;
 	StringInfoData group;
+	StringInfoData images;
 	ListCell   *lc;
 
 	initStringInfo(&select);
 	initStringInfo(&group);
+	initStringInfo(&images);
 	foreach(lc, columns)
 	{
 		SagaColumn *column = lfirst(lc);
@@ -124,11 +126,17 @@ saga_consolidate(List *columns, const char *terms)
 		}
 		else
 		{
-			appendStringInfo(&select, "%s(%s::text)::%s AS %s", comma, name,
-							 saga_type_sql(column), name);
-			appendStringInfo(&group, "%s%s::text", comma, name);
+			/* a column: the parser takes COLLATE off below a cast */
+			char	   *image = psprintf("saga_i%d", foreach_current_index(lc));
+
+			appendStringInfo(&images, ", %s::text COLLATE \"C\" AS %s", name, image);
+			appendStringInfo(&select, "%s%s::%s AS %s", comma, image,
+							 saga_cast_sql(column), name);
+			appendStringInfo(&group, "%s%s", comma, image);
 		}
 	}
+	if (images.len > 0)
+		terms = psprintf("SELECT t.*%s FROM (%s) t", images.data, terms);
 	return psprintf("SELECT %s, sum(" SAGA_WEIGHT ")::bigint AS " SAGA_WEIGHT " FROM (%s) d GROUP BY %s HAVING sum(" SAGA_WEIGHT ") <> 0",
 					select.data, terms, group.data);
 }
@@ -184,6 +192,62 @@ key_determined(List *equalities, int varno, List *key, Bitmapset *known)
 	return true;
 }
 
+static List *
+find_equalities(List *quals)
+{
+	List	   *equalities = NIL;
+	ListCell   *lc;
+
+	foreach(lc, quals)
+	{
+		OpExpr	   *op = lfirst(lc);
+
+		if (!IsA(op, OpExpr) || list_length(op->args) != 2 ||
+			saga_has_sublink((Node *) op) ||
+			!op_mergejoinable(op->opno, exprType(linitial(op->args))))
+			continue;
+		note_equality(&equalities, linitial(op->args), lsecond(op->args));
+		note_equality(&equalities, lsecond(op->args), linitial(op->args));
+	}
+	return equalities;
+}
+
+/*
+ * How many of the entries one row of 'rtindex' determines by the conditions:
+ * the table at the many end of foreign keys determines the most.
+ */
+int
+saga_determines(SagaPlanner *planner, Query *query, List *quals, int rtindex,
+				Bitmapset *entries)
+{
+	List	   *equalities = find_equalities(quals);
+	Bitmapset  *known = bms_make_singleton(rtindex);
+	bool		grew = true;
+
+	while (grew)
+	{
+		int			other = -1;
+
+		grew = false;
+		while ((other = bms_next_member(entries, other)) >= 0)
+		{
+			RangeTblEntry *rte = rt_fetch(other, query->rtable);
+			List	   *key;
+
+			if (bms_is_member(other, known) || !saga_rte_input(rte))
+				continue;
+			key = saga_unique_key(planner->program, rte);
+			if (saga_one_row(planner->program, rte) ||
+				(key != NIL && key_determined(equalities, other, key, known)))
+			{
+				known = bms_add_member(known, other);
+				grew = true;
+			}
+		}
+	}
+	return bms_num_members(known) - 1;
+}
+
 /*
  * Vars that tell the rows of a core apart: the keys of its inputs, without
  * those that others determine (a foreign key).  NIL if an input has none.
@@ -191,7 +255,8 @@ key_determined(List *equalities, int varno, List *key, Bitmapset *known)
 List *
 saga_core_identity(SagaPlanner *planner, Query *core)
 {
-	List	   *equalities = NIL;
+	List	   *equalities =
+		find_equalities(make_ands_implicit((Expr *) core->jointree->quals));
 	Bitmapset  *all = NULL;
 	Bitmapset  *kept;
 	List	   *keys = NIL;		/* parallel to fromlist */
@@ -210,16 +275,6 @@ saga_core_identity(SagaPlanner *planner, Query *core)
 			return NIL;
 		keys = lappend(keys, key);
 		all = bms_add_member(all, rtindex);
-	}
-	foreach(lc, make_ands_implicit((Expr *) core->jointree->quals))
-	{
-		OpExpr	   *op = lfirst(lc);
-
-		if (!IsA(op, OpExpr) || list_length(op->args) != 2 ||
-			!op_mergejoinable(op->opno, exprType(linitial(op->args))))
-			continue;
-		note_equality(&equalities, linitial(op->args), lsecond(op->args));
-		note_equality(&equalities, lsecond(op->args), linitial(op->args));
 	}
 	kept = bms_copy(all);
 	forboth(lc, core->jointree->fromlist, k, keys)

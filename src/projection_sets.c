@@ -85,12 +85,16 @@ typed_leaf(Query *leaf, SetOperationStmt *set)
 	ListCell   *collation;
 	List	   *targets = NIL;
 
-	result->sortClause = NIL;
+	/* junk of sorting goes, that of grouping stays */
 	foreach(lc, result->targetList)
 		if (!lfirst_node(TargetEntry, lc)->resjunk)
 			targets = lappend(targets, lfirst(lc));
-	result->targetList = targets;
-	forfour(lc, result->targetList, type, set->colTypes,
+	if (saga_query_simple(result, true))
+	{
+		result->sortClause = NIL;
+		result->targetList = targets;
+	}
+	forfour(lc, targets, type, set->colTypes,
 			typmod, set->colTypmods, collation, set->colCollations)
 	{
 		TargetEntry *tle = lfirst_node(TargetEntry, lc);
@@ -335,6 +339,9 @@ saga_plan_sets(SagaPlanner *planner, Query *query, bool top)
 			elog(ERROR, "a union of columns that cannot be compared");
 		return saga_plan_query(planner, all, top);
 	}
+	if (list_length(keys) >= INDEX_MAX_KEYS)
+		return saga_plan_full(planner, query, top,
+							  "no index can hold so many columns");
 	if (!image)
 		return saga_plan_full(planner, query, top,
 							  "equal values of a column can look different, and a set operation shows one of them");

@@ -39,6 +39,8 @@ static void expand_token(SagaProgram *program, const char *token,
 static SagaStage *
 get_stage(SagaProgram *program, int number)
 {
+	if (number < 0 || number >= list_length(program->stages))
+		saga_refuse_name(psprintf("saga:stage %d", number));
 	return list_nth(program->stages, number);
 }
 
@@ -401,9 +403,7 @@ expand_token(SagaProgram *program, const char *token, StringInfo buf)
 						 names == NIL ? "" : ", ", source->delta);
 	}
 	else
-		SAGA_REFUSE(errmsg("\"%s\" is a reserved name", token),
-					errdetail("Names that begin with \"saga:\" are used inside the statements that keep a projection up."),
-					errhint("Name it otherwise."));
+		saga_refuse_name(token);
 }
 
 /* ---- deltas ---- */
@@ -797,5 +797,18 @@ saga_type_sql(SagaColumn *column)
 		column->collation != get_typcollation(column->type))
 		return psprintf("%s COLLATE %s", type,
 						collation_sql(column->collation));
+	return type;
+}
+
+/* ... for a cast of something that has another collation. */
+char *
+saga_cast_sql(SagaColumn *column)
+{
+	char	   *type = format_type_extended(column->type, column->typmod,
+											FORMAT_TYPE_TYPEMOD_GIVEN |
+											FORMAT_TYPE_FORCE_QUALIFY);
+
+	if (OidIsValid(column->collation))
+		return psprintf("%s COLLATE %s", type, collation_sql(column->collation));
 	return type;
 }

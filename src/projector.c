@@ -102,7 +102,7 @@ read_feed_row(void)
 	HeapTuple	tuple;
 	TupleDesc	desc;
 
-	if (SPI_execute("SELECT slot, snapshot, position, batches, timeline, identity FROM saga.feed", true, 1) != SPI_OK_SELECT ||
+	if (SPI_execute("SELECT slot, snapshot, position, batches, timeline, identity FROM saga.feed", false, 1) != SPI_OK_SELECT ||
 		SPI_processed != 1)
 		elog(ERROR, "could not read saga.feed");
 	tuple = SPI_tuptable->vals[0];

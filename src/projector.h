@@ -95,6 +95,7 @@ typedef struct SagaFeedRow
 extern List *saga_projections;	/* of SagaProjection * */
 extern List *saga_handlers;		/* of SagaHandler * */
 extern bool saga_projections_dirty; /* a source's definition may have changed */
+extern bool saga_views_dirty;	/* that of a view in a query, too */
 
 extern void saga_set_init(void);
 

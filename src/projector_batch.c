@@ -127,6 +127,14 @@ look_at_sources(List *truncated)
 
 		if (p->program == NULL || (p->state == SAGA_P_PARKED && p->stale) || is_blocked(p))
 			continue;
+		if (saga_views_dirty && p->program->views != NIL)
+		{
+			const char *query = p->program->live_query;
+
+			if (!saga_set_build(p))
+				continue;		/* parked */
+			shape = strcmp(query, p->program->live_query) != 0;
+		}
 		for (int i = 0; i < list_length(p->program->sources); i++)
 		{
 			SagaSource *source = list_nth(p->program->sources, i);
@@ -148,13 +156,14 @@ look_at_sources(List *truncated)
 		{
 			saga_set_snapshot(p, (Datum) 0, InvalidXLogRecPtr);
 			saga_set_state(p, SAGA_P_REBUILDING, true,
-						   shape ? "a source was altered" : "a source was rewritten",
+						   shape ? "a source or a view was altered" : "a source was rewritten",
 						   NULL);
 			p->tracked = false;
 		}
 		else if (shape)
 			p->tracked = false; /* the fill begins again */
 	}
+	saga_views_dirty = false;
 }
 
 /* ---------------------------------------------------------------- deltas */

@@ -37,6 +37,7 @@
 
 List	   *saga_projections = NIL;
 bool		saga_projections_dirty = true;
+bool		saga_views_dirty = false;
 uint64		saga_set_first = 0;
 
 static HTAB *tracked = NULL;
@@ -148,9 +149,19 @@ saga_source_signature(const SagaSource *source, uint64 *files)
 static void
 source_may_have_changed(Datum arg, Oid relid)
 {
+	ListCell   *lc;
+
 	/* our own storage changes all the time, in its statistics if not else */
 	if (!OidIsValid(relid) || (tracked != NULL && saga_set_tracked(relid) != NULL))
 		saga_projections_dirty = true;
+	foreach(lc, saga_projections)
+	{
+		SagaProjection *p = lfirst(lc);
+
+		if (p->program != NULL && p->program->views != NIL &&
+			(!OidIsValid(relid) || list_member_oid(p->program->views, relid)))
+			saga_projections_dirty = saga_views_dirty = true;
+	}
 }
 
 void
@@ -508,7 +519,7 @@ is_root_of(const SagaTracked *t, Oid root)
 	return false;
 }
 
-/* Handlers are shown whole rows. */
+/* Handlers are shown whole rows, of partitions as rows of the root. */
 static void
 track_handlers(void)
 {
@@ -518,29 +529,28 @@ track_handlers(void)
 	foreach(lc, saga_handlers)
 	{
 		SagaHandler *h = lfirst(lc);
+		SagaSource	source = {0};
+		Relation	root;
 		ListCell   *lt;
 
 		if (h->lost)
 			continue;
+		root = try_relation_open(h->source, AccessShareLock);
+		if (root == NULL)
+			continue;
+		source.relid = h->source;
+		source.desc = RelationGetDescr(root);
 		foreach(lt, find_all_inheritors(h->source, AccessShareLock, NULL))
 		{
-			Oid			relid = lfirst_oid(lt);
-			Relation	rel = try_relation_open(relid, AccessShareLock);
-			bool		found;
-			SagaTracked *t;
+			SagaTracked *t = saga_set_tracked(lfirst_oid(lt));
 
-			if (rel == NULL)
-				continue;
-			t = hash_search(tracked, &relid, HASH_ENTER, &found);
-			if (!found)
-			{
-				t->desc = CreateTupleDescCopyConstr(RelationGetDescr(rel));
-				t->columns = NULL;
-				t->roots = NIL;
-			}
-			t->all_columns = true;
-			relation_close(rel, NoLock);
+			if (t == NULL || !is_root_of(t, h->source))
+				track_table(lfirst_oid(lt), &source);
+			t = saga_set_tracked(lfirst_oid(lt));
+			if (t != NULL)
+				t->all_columns = true;
 		}
+		relation_close(root, NoLock);
 	}
 	MemoryContextSwitchTo(old);
 }
