@@ -307,20 +307,30 @@ look_at_set(void)
 
 /* ------------------------------------------------------------------ fills */
 
-/* A projection that has crashed its worker again and again is left alone. */
+/*
+ * What has crashed its worker again and again is left alone; handlers have
+ * negative numbers there.
+ */
 static void
 quarantine(SagaLane lane)
 {
+	int64		suspect = saga_quarantine_suspect(lane);
 	Oid			type = INT8OID;
-	Datum		id = Int64GetDatum(saga_quarantine_suspect(lane));
+	Datum		id = Int64GetDatum(Abs(suspect));
 
-	if (DatumGetInt64(id) == 0)
+	if (suspect == 0)
 		return;
-	begin("parking a projection");
-	(void) saga_spi_own("UPDATE saga.projection SET state = 'parked', stale = filled, snapshot = NULL, position = NULL, "
-						"reason = 'its upkeep crashed the server process several times in a row', sqlstate = '58000', "
-						"since = pg_catalog.clock_timestamp() WHERE id = $1",
-						1, &type, &id, NULL, NULL, NULL);
+	begin("parking what crashes");
+	if (suspect > 0)
+		(void) saga_spi_own("UPDATE saga.projection SET state = 'parked', stale = filled, snapshot = NULL, position = NULL, "
+							"reason = 'its upkeep crashed the server process several times in a row', sqlstate = '58000', "
+							"since = pg_catalog.clock_timestamp() WHERE id = $1",
+							1, &type, &id, NULL, NULL, NULL);
+	else
+		(void) saga_spi_own("UPDATE saga.handler SET state = 'parked', "
+							"reason = 'its calls crashed the server process several times in a row', sqlstate = '58000', "
+							"since = pg_catalog.clock_timestamp() WHERE id = $1",
+							1, &type, &id, NULL, NULL, NULL);
 	saga_worker_commit(true);
 }
 
