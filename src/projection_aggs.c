@@ -215,8 +215,8 @@ saga_fixed_scale(Node *expr)
 				FuncExpr   *func = (FuncExpr *) expr;
 
 				/* a number made numeric */
-				if (func->funcformat != COERCE_EXPLICIT_CALL &&
-					func->funcformat != COERCE_SQL_SYNTAX &&
+				if ((func->funcformat == COERCE_EXPLICIT_CAST ||
+					 func->funcformat == COERCE_IMPLICIT_CAST) &&
 					func->funcid < FirstGenbkiObjectId)
 					return saga_fixed_scale(linitial(func->args));
 				return scale_of_function(func);

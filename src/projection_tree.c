@@ -350,6 +350,13 @@ saga_equal(Expr *left, Expr *right)
 
 /* ---- what is known ---- */
 
+static bool
+is_number(Oid type)
+{
+	return type == INT2OID || type == INT4OID || type == INT8OID ||
+		type == NUMERICOID;
+}
+
 /* Of an expression over relations that no outer join extends by nulls. */
 bool
 saga_expr_notnull(Query *query, Node *expr)
@@ -402,33 +409,16 @@ saga_expr_notnull(Query *query, Node *expr)
 				/* built-in arithmetic of numbers never makes a null */
 				if (op->opno >= FirstGenbkiObjectId)
 					return false;
-				switch (op->opresulttype)
-				{
-					case INT2OID:
-					case INT4OID:
-					case INT8OID:
-					case NUMERICOID:
-						break;
-					default:
-						return false;
-				}
+				if (!is_number(op->opresulttype))
+					return false;
 				name = get_opname(op->opno);
 				if (name == NULL || strlen(name) != 1 ||
 					strchr("+-*/%", name[0]) == NULL)
 					return false;
 				foreach(lc, op->args)
 				{
-					switch (exprType(lfirst(lc)))
-					{
-						case INT2OID:
-						case INT4OID:
-						case INT8OID:
-						case NUMERICOID:
-							break;
-						default:
-							return false;
-					}
-					if (!saga_expr_notnull(query, lfirst(lc)))
+					if (!is_number(exprType(lfirst(lc))) ||
+						!saga_expr_notnull(query, lfirst(lc)))
 						return false;
 				}
 				return true;
@@ -438,8 +428,11 @@ saga_expr_notnull(Query *query, Node *expr)
 				FuncExpr   *func = (FuncExpr *) expr;
 
 				/* casts between numbers */
-				if (func->funcformat == COERCE_EXPLICIT_CALL ||
-					func->funcid >= FirstGenbkiObjectId)
+				if ((func->funcformat != COERCE_EXPLICIT_CAST &&
+					 func->funcformat != COERCE_IMPLICIT_CAST) ||
+					func->funcid >= FirstGenbkiObjectId ||
+					!is_number(func->funcresulttype) ||
+					!is_number(exprType(linitial(func->args))))
 					return false;
 				return saga_expr_notnull(query, linitial(func->args));
 			}
