@@ -339,7 +339,7 @@ my @no = (
     [ 'SELECT id FROM t TABLESAMPLE SYSTEM (10)', '0A000', qr/TABLESAMPLE/i, 'a sample' ],
     [ 'SELECT id FROM t FOR UPDATE', '0A000', qr/FOR UPDATE/i, 'row locks' ],
     [ 'SELECT id, xmin::text AS x FROM t', '0A000', qr/system column/i, 'system columns' ],
-    [ 'SELECT id, id FROM t', '0A000', qr/twice/i, 'a name twice' ],
+    [ 'SELECT id, id FROM t', '42701', qr/twice/i, 'a name twice' ],
     [ 'SELECT id, 1 FROM t', qr/^(?:0A000|42...)$/, qr/\?column\?|name/i, 'a column without a name' ],
     [ 'SELECT nothing FROM t', '42703', qr/nothing/, 'an unknown column' ],
     [ 'SELECT id FROM nowhere', '42P01', qr/nowhere/, 'an unknown table' ],
