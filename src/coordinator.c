@@ -176,8 +176,6 @@ recover(void)
 	/* a saga whose end only an executor wrote is not among the live ones */
 	for (int i = 0; i < n; i++)
 		saga_arrive(&outcomes[i].key.saga_id, 0, 0);
-	if (me->number == 0)
-		saga_projector_if_needed();
 	saga_worker_commit(false);
 	MemoryContextReset(loop_context);
 }
@@ -212,6 +210,19 @@ at_exit(int code, Datum arg)
 	saga_connector_close_all();
 }
 
+/*
+ * Projections do not wait for sagas, which may be held here for long: nobody
+ * else tells the launcher, after a start of the server, that there are some.
+ */
+static void
+look_for_projections(void)
+{
+	if (!saga_worker_begin("looking for projections"))
+		proc_exit(0);
+	saga_projector_if_needed();
+	saga_worker_commit(false);
+}
+
 static void
 start(Datum main_arg)
 {
@@ -226,6 +237,8 @@ start(Datum main_arg)
 	ncoordinators = saga_coordinators;
 	before_shmem_exit(at_exit, (Datum) 0);
 
+	if (me->number == 0)
+		look_for_projections();
 	saga_dispatch_init(me);
 	own_buckets();
 	say("waiting for executors of its predecessor");

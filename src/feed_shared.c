@@ -180,7 +180,14 @@ saga_projector_wait(XLogRecPtr until, long timeout_ms)
 	bool		reached = false;
 
 	if (feed == NULL)
+	{
+		/* none has run since the server started; one may come */
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 Max(0, Min(timeout_ms, 100)), saga_wait_event("SagaProjectionWait"));
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
 		return false;
+	}
 	if (feed->latch != NULL && pg_atomic_read_u64(&feed->position) >= until)
 		return true;
 	wanted = pg_atomic_read_u64(&feed->wanted_position);
