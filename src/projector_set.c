@@ -31,6 +31,7 @@
 #include "utils/xid8.h"
 
 #include "compat.h"
+#include "projection_row.h"
 #include "projector.h"
 #include "saga.h"
 #include "spi_util.h"
@@ -194,6 +195,7 @@ saga_set_build(SagaProjection *p)
 	MemoryContext caller = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
 	ErrorData  *volatile error = NULL;
+	List	   *lacking;
 
 	if (p->apply)
 		saga_apply_free(p->apply);
@@ -231,6 +233,16 @@ saga_set_build(SagaProjection *p)
 	{
 		saga_set_state(p, SAGA_P_PARKED, true, error->message,
 					   saga_sqlstate_text(error->sqlerrcode));
+		return false;
+	}
+	lacking = saga_tables_without_identity(p->program, NULL);
+	if (lacking != NIL)
+	{
+		saga_set_state(p, SAGA_P_PARKED, p->filled,
+					   psprintf("the replica identity of table %s does not cover the columns used; "
+								"set it to FULL, then call saga.resume_projection()",
+								saga_projection_name(linitial_oid(lacking))), "55000");
+		p->program = NULL;
 		return false;
 	}
 	if (p->filled && strcmp(p->shape, p->program->shape) != 0)
