@@ -145,7 +145,7 @@ sub statement
         }
         my @rows = $conflict =~ /UPDATE/ ? ($self->row($table)) : map { $self->row($table) } 1 .. $self->pick(1, 1, 2, 3, 6);
         # a table without a key would grow for ever
-        return "INSERT INTO $name SELECT * FROM (VALUES " . join(', ', @rows) . ') AS v (' . $self->names($table) . ')'
+        return "INSERT INTO $name (" . $self->names($table) . ") SELECT * FROM (VALUES " . join(', ', @rows) . ') AS v (' . $self->names($table) . ')'
           . " WHERE (SELECT count(*) FROM $name) < " . 2 * $table->{rows} . ";\n" unless %is_key || grep { /NULL/ } @rows;
         return "INSERT INTO $name (" . $self->names($table) . ') VALUES ' . join(', ', @rows) . "$conflict;\n";
     }
