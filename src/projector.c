@@ -44,7 +44,8 @@
 #define DECODE_SLICE	200		/* ms of decoding between looks at the latch */
 #define IDLE_POLL		1000	/* ms: a net under the wake-up at commit */
 #define UNFLUSHED_POLL	20		/* ms: asynchronous commits become decodable */
-#define SHORTEST_REST	INT64CONST(1000)	/* us between batches */
+#define SHORTEST_REST	INT64CONST(5000)	/* us between batches: each flushes the WAL
+										 * once, which a lone writer would feel */
 
 static SagaFeedShared *shared;
 static SagaWorkerSlot *my_slot;
