@@ -44,7 +44,9 @@
 #define DECODE_SLICE	200		/* ms of decoding between looks at the latch */
 #define IDLE_POLL		1000	/* ms: a net under the wake-up at commit */
 #define UNFLUSHED_POLL	20		/* ms: asynchronous commits become decodable */
-#define SHORTEST_REST	INT64CONST(1000)	/* us between batches */
+#define JOIN_AGAIN		INT64CONST(200000)	/* us */
+#define SHORTEST_REST	INT64CONST(5000)	/* us between batches: each flushes the WAL
+										 * once, which a lone writer would feel */
 
 static SagaFeedShared *shared;
 static SagaWorkerSlot *my_slot;
@@ -56,6 +58,7 @@ static XLogRecPtr last_commit = InvalidXLogRecPtr;	/* of a batch: not to be
 													 * confirmed before it is
 													 * flushed */
 static TimestampTz rest_until = 0;
+static TimestampTz join_at = 0; /* who could not join, for a lock, tries then */
 static int	deferred_wait = 1;	/* ms */
 static bool batch_asked = false;
 static TimestampTz filler_retry_at = 0;
@@ -277,6 +280,7 @@ look_at_set(void)
 	seen_changes = changes;
 	loaded = true;
 	batch_asked = true;
+	join_at = 0;
 	begin("loading projections");
 	(void) saga_projection_sweep();
 	settle_states();
@@ -564,7 +568,8 @@ look_for_work(void)
 	{
 		SagaProjection *p = lfirst(lc);
 
-		if (p->state == SAGA_P_FOLLOWING && p->snapshot != (Datum) 0 && p->program != NULL)
+		if (p->state == SAGA_P_FOLLOWING && p->snapshot != (Datum) 0 && p->program != NULL &&
+			saga_now() >= join_at)
 			need = Max(need, BATCH);
 	}
 	if (saga_projections_dirty)
@@ -623,6 +628,7 @@ batch(void)
 	count_waiting();
 	deferred_wait = 1;
 	ended = saga_now();
+	join_at = ended + JOIN_AGAIN;
 	cost = ended - began;
 	rest_until = ended + Min(Max(cost, SHORTEST_REST),
 							 (int64) saga_batch_time * 1000);
