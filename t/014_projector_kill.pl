@@ -48,7 +48,7 @@ my @names = qw(m.bag m.joined m.sums m.extremes m.distinct_rows m.outer_join m.l
 ok($c->following(@names), 'all are followed');
 my $identity = $c->sql('SELECT identity FROM saga.feed');
 
-$tables{'app.ledger'} = { key => [], rows => 2000, weight => 4, columns => [ [ amount => 'small' ] ] };
+$tables{'app.ledger'} = { key => [], rows => 2000, weight => 4, keep => 1, columns => [ [ amount => 'small' ] ] };
 my $w = Writers->new(seed => $seed, tables => \%tables, prepare => 1);
 $w->start($node, 'app', 4, pause => 20_000);
 $w->until_done(50);
@@ -115,7 +115,9 @@ my $written = $w->stop;
 ok($c->until(q(SELECT count(*) = 0 FROM saga.projections WHERE state <> 'following')), 'all are followed');
 $c->same(\@names, "all equal their queries after $written transactions");
 is($c->sql('SELECT identity FROM saga.feed'), $identity, 'no recovery needed a new slot');
-is($c->sql('SELECT c = (SELECT count(*) FROM app.ledger) AND a = (SELECT sum(amount) FROM app.ledger) AND c > 100 FROM m.ledger'), 't', 'no row of the ledger is lost or counted twice');
+my $ledger = $c->sql('SELECT count(*), sum(amount) FROM app.ledger');
+isnt($ledger, '0|', 'the ledger has rows');
+is($c->sql('SELECT c, a FROM m.ledger'), $ledger, 'no row of the ledger is lost or counted twice');
 is(join('', $w->strange_errors), '', 'the writers met no strange errors');
 $node->stop;
 done_testing();
