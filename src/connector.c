@@ -175,6 +175,7 @@ count_answer(SagaParticipantStat *stat, const SagaAnswer *answer)
 	{
 		case SAGA_ANSWER_DONE:
 		case SAGA_ANSWER_REFUSED:
+		case SAGA_ANSWER_ACCEPTED:
 			pg_atomic_fetch_add_u64(&stat->done, 1);
 			break;
 		case SAGA_ANSWER_DECLINED:

@@ -18,6 +18,12 @@ typedef enum SagaNodeKind
 {
 	SAGA_NODE_STEP,				/* action, perhaps compensation */
 	SAGA_NODE_UNDO,				/* compensation only: done when reached */
+	SAGA_NODE_SLEEP,			/* done at a time that is evaluated */
+	SAGA_NODE_SIGNAL,			/* done by a signal */
+	SAGA_NODE_BRANCH,			/* evaluated: which of its cases is taken */
+	SAGA_NODE_EACH,				/* its body once for each element */
+	SAGA_NODE_LOOP,				/* its body again and again */
+	SAGA_NODE_SAVEPOINT,		/* where 'goto' comes back to */
 } SagaNodeKind;
 
 typedef enum SagaOnFailure
@@ -26,6 +32,7 @@ typedef enum SagaOnFailure
 	SAGA_FAILURE_COMPENSATE,
 	SAGA_FAILURE_CONTINUE,
 	SAGA_FAILURE_STUCK,
+	SAGA_FAILURE_GOTO,			/* undo back to a save-point, then forward */
 } SagaOnFailure;
 
 typedef enum SagaUndoOrder
@@ -56,8 +63,37 @@ typedef struct SagaNode
 	SagaOnFailure on_failure;
 	SagaRetry	retry;			/* of the action */
 	SagaRetry	undo_retry;		/* of the compensation; max_attempts unused */
-	int32		ndeps;			/* nodes this one waits for */
+	int32		ndeps;			/* nodes of its scope this one waits for */
 	int32	   *deps;
+
+	/*
+	 * Control flow.  Cases of a branch are ordinary nodes of the branch's own
+	 * scope that wait for the branch; bodies of EACH and LOOP are scopes of
+	 * their own, of which the state holds one run for each element or
+	 * iteration.
+	 */
+	bool		has_condition;	/* evaluated when it is reached; false: the
+								 * node is passed over */
+	int32		scope;			/* the scope it is in */
+	int32		body;			/* EACH, LOOP: the scope of its body; or -1 */
+	int32		branch;			/* innermost BRANCH in a case of which it is,
+								 * or -1 */
+	int32		branch_case;	/* ... and which case, from 0 */
+	int32		ncases;			/* BRANCH */
+	int32		max_parallel;	/* EACH: runs at a time; 0 = no limit */
+	int32		max_iterations; /* LOOP: reached with 'while' still true, the
+								 * loop is declined; 0 = no limit */
+	bool		has_while;		/* LOOP: else exactly max_iterations */
+	int32		signal;			/* SIGNAL: index into graph->signals */
+	SagaTime	timeout;		/* SIGNAL: how long it waits; STEP: how long
+								 * an accepted call may stay unanswered;
+								 * 0 = for ever */
+	bool		timeout_continue;	/* SIGNAL: the time-out counts as done */
+	int32		savepoint;		/* with SAGA_FAILURE_GOTO */
+	int32		max_tries;		/* SAVEPOINT: times forward, the first one
+								 * included; then its failure is a plain one */
+	bool		at_most_once;	/* never sent twice: an unknown answer ends
+								 * the attempts */
 
 	/* set by saga_graph_finish() */
 	int32		nnext;			/* nodes that wait for this one */
@@ -65,10 +101,23 @@ typedef struct SagaNode
 	bool		after_pivot;	/* a strict descendant of the pivot */
 } SagaNode;
 
+/* Nodes that are run together: the definition itself is scope 0. */
+typedef struct SagaScope
+{
+	int32		first;			/* its nodes: first .. first + nnodes - 1 */
+	int32		nnodes;
+	int32		owner;			/* node whose body it is; -1: scope 0 */
+} SagaScope;
+
 typedef struct SagaGraph
 {
 	int32		nnodes;
 	SagaNode   *nodes;
+	int32		nscopes;		/* an owner's scope has a higher number than
+								 * the scope the owner is in */
+	SagaScope  *scopes;
+	int32		nsignals;
+	const char **signals;		/* names of the signals that are waited for */
 	SagaUndoOrder undo_order;
 	bool		has_on_completed;	/* local SQL in the ending transaction */
 	bool		has_on_compensated;

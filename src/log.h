@@ -55,7 +55,7 @@ typedef struct SagaInstanceChange
 typedef struct SagaOutcomeKey
 {
 	pg_uuid_t	saga_id;
-	int16		node;
+	int32		node;			/* step of the state, or a pseudo-node */
 	char		op;
 } SagaOutcomeKey;
 

@@ -68,6 +68,9 @@ typedef enum SagaAnswerKind
 	 * so the call never happened and never will.
 	 */
 	SAGA_ANSWER_REFUSED,
+
+	/* The call was taken on; its answer comes later, as EVENT_COMPLETED. */
+	SAGA_ANSWER_ACCEPTED,
 } SagaAnswerKind;
 
 typedef enum SagaOp
@@ -83,7 +86,24 @@ typedef enum SagaOp
 	 * UNKNOWN.
 	 */
 	SAGA_OP_CLAIM,
+
+	/*
+	 * Evaluate one of the node's expressions (which: SagaEval).  Has no effect
+	 * and no outcome row; answered by DONE with the event's 'value', or like
+	 * a local action that failed.
+	 */
+	SAGA_OP_EVAL,
 } SagaOp;
+
+/* What is evaluated, and what the answer's 'value' is. */
+typedef enum SagaEval
+{
+	SAGA_EVAL_CONDITION,		/* 1: go on; 0: pass the node over */
+	SAGA_EVAL_CASES,			/* BRANCH: the case, from 0; -1: none */
+	SAGA_EVAL_ITEMS,			/* EACH: how many (payload: the elements) */
+	SAGA_EVAL_WHILE,			/* LOOP: 1: once more; 0: done */
+	SAGA_EVAL_TIME,				/* SLEEP: until when */
+} SagaEval;
 
 typedef enum SagaVerb
 {
@@ -93,6 +113,12 @@ typedef enum SagaVerb
 	SAGA_VERB_RESUME,
 	SAGA_VERB_RETRY_STEP,
 	SAGA_VERB_SKIP_STEP,
+	SAGA_VERB_RERUN_FROM,		/* node: it and all that follows it, anew */
+	SAGA_VERB_SET_DEADLINE,		/* value: SagaTime, or NEVER */
+	SAGA_VERB_BREAKPOINT,		/* node: pause before it starts; value 0:
+								 * take it away */
+	SAGA_VERB_UNDO_COMPLETED,	/* of a child that has completed, by its
+								 * parent's undo */
 } SagaVerb;
 
 /* Why a saga waits for an operator. */
@@ -123,11 +149,38 @@ typedef enum SagaStepStatus
 	SAGA_STEP_UNDO_BACKOFF,
 	SAGA_STEP_UNDO_STUCK,
 	SAGA_STEP_UNDONE,			/* compensated, or known to need nothing */
+
+	/* ---- these count as open, see saga_step_is_open() ---- */
+	SAGA_STEP_EVALUATING,		/* ephemeral: an expression is out */
+	SAGA_STEP_SLEEPING,			/* until 'due' */
+	SAGA_STEP_AWAITING,			/* SIGNAL: it, or 'due' */
+	SAGA_STEP_ACCEPTED,			/* action taken on: its answer, or 'due' */
+	SAGA_STEP_SCOPED,			/* EACH, LOOP: its body runs */
+	SAGA_STEP_UNDO_ACCEPTED,	/* compensation taken on: the same */
+	SAGA_STEP_NOT_TAKEN,		/* over: condition false, or other case */
 } SagaStepStatus;
 
+/*
+ * A run of one node.  Nodes of scope 0 have one, those of a body one for each
+ * element or iteration; going back to a save-point, or rerun_from(), makes new
+ * ones for what runs again.  Records, events and commands name the run: its
+ * index into state->steps, which never changes once given.
+ */
 typedef struct SagaStep
 {
 	/* ---- a fold of the log ---- */
+	int32		node;			/* which node of the graph this is a run of */
+	int32		run;			/* the scope run it is in: state->runs[] */
+	int32		retake;			/* 0, or how often it was begun anew */
+	bool		replaced;		/* a later take stands in its place */
+	bool		breakpoint;		/* pause when it is reached */
+	uint8		eval;			/* SagaEval it needs next, or is at */
+	bool		evaluated;		/* its condition was found true */
+	int32		value;			/* BRANCH: case taken; EACH: elements; LOOP:
+								 * iterations begun; SAVEPOINT: tries begun */
+	int32		first_run;		/* EACH, LOOP: its newest scope run, or -1; the
+								 * others by SagaScopeRun.previous */
+	int32		runs_open;		/* EACH: not over yet */
 	uint8		status;			/* SagaStepStatus.  A retry that is out leaves
 								 * it in BACKOFF / UNDO_BACKOFF, with in_flight.
 								 * CALLING / UNDO_CALLING of a local call is
@@ -169,9 +222,31 @@ typedef struct SagaStep
 	int32		undo_wait;		/* followers that still block its undo */
 } SagaStep;
 
+/* One run of a scope: the definition, an element, an iteration. */
+typedef struct SagaScopeRun
+{
+	int32		scope;
+	int32		owner;			/* step whose body this is; -1 */
+	int32		number;			/* element or iteration, from 0 */
+	int32		previous;		/* the owner's scope run before it, or -1 */
+	int32		open;			/* its steps that are not over */
+	bool		started;
+	int32	   *steps;			/* by node - scope->first: the current run of
+								 * each of its nodes */
+} SagaScopeRun;
+
+/* A signal that came. */
+typedef struct SagaMail
+{
+	int32		signal;
+	int32		seq;			/* of its SIGNAL record */
+	bool		taken;
+} SagaMail;
+
 typedef struct SagaState
 {
 	const SagaGraph *graph;
+	SagaArena  *arena;			/* the arrays below grow in it */
 
 	/* ---- a fold of the log ---- */
 	uint8		state;			/* SagaStateName: what users see */
@@ -195,7 +270,18 @@ typedef struct SagaState
 	SagaStep	hook;			/* the pseudo-node END */
 	bool		stuck_hook_due; /* on_stuck to be run, or in flight */
 	int32		stuck_hooks;	/* ... so many times */
-	SagaStep   *steps;			/* graph->nnodes */
+	int32		nsteps;
+	int32		maxsteps;
+	SagaStep   *steps;
+	int32		nruns;
+	int32		maxruns;
+	SagaScopeRun *runs;			/* the first is that of scope 0 */
+	int32		nmail;
+	int32		maxmail;
+	SagaMail   *mail;
+	int32		nwaiting;		/* steps SLEEPING, AWAITING, ACCEPTED ... */
+	int32		back_to;		/* undo goes back to this save-point's step
+								 * only, then forward again; or NO_NODE */
 	int32	   *ready;			/* nodes in the order they became ready */
 	int32		nready;
 
@@ -247,6 +333,21 @@ typedef enum SagaRecordKind
 	SAGA_RECORD_REFUSED,		/* node, op that the participant will refuse */
 	SAGA_RECORD_HOOK,			/* node END / ON_STUCK answered: answer, due */
 	SAGA_RECORD_ENDED,			/* state */
+	SAGA_RECORD_CHOSEN,			/* node, value: its condition, or its case */
+	SAGA_RECORD_EXPANDED,		/* node, value = elements; payload = them */
+	SAGA_RECORD_ITERATION,		/* node, value = number of the iteration */
+	SAGA_RECORD_SLEEPING,		/* node, due */
+	SAGA_RECORD_AWAITING,		/* node, due: waits for its signal */
+	SAGA_RECORD_ACCEPTED,		/* node, op, due */
+	SAGA_RECORD_SIGNAL,			/* value = signal; payload; kept until taken:
+								 * by the DONE whose value is this one's seq */
+	SAGA_RECORD_RESTARTED,		/* node: a save-point (back there, all undone)
+								 * or the step of rerun_from; it and all that
+								 * follows it are begun anew */
+	SAGA_RECORD_DEADLINE,		/* due = the new deadline; 0 = none */
+	SAGA_RECORD_BREAKPOINT,		/* node, value: 1 set, 0 taken away, 2 met:
+								 * PAUSED follows */
+	SAGA_RECORD_REOPENED,		/* a completed child is undone after all */
 } SagaRecordKind;
 
 typedef struct SagaRecord
@@ -262,6 +363,7 @@ typedef struct SagaRecord
 								 * (an earlier attempt went unanswered) */
 	int32		node;
 	int32		attempt;
+	int64		value;
 	SagaTime	due;
 	const void *payload;		/* the event's, passed through untouched */
 } SagaRecord;
@@ -291,6 +393,7 @@ typedef struct SagaCommand
 	 * action is recorded as done.
 	 */
 	bool		conditional;
+	uint8		eval;			/* EVAL only: SagaEval */
 
 	/*
 	 * CLAIM only: SAGA_OP_ACTION or SAGA_OP_UNDO, whichever call it is about.
@@ -306,7 +409,12 @@ typedef enum SagaEventKind
 	SAGA_EVENT_LOST,			/* node, op: the worker that ran it is gone,
 								 * outcome not recorded; eats no attempt */
 	SAGA_EVENT_TIMER,			/* something may be due at 'now' */
-	SAGA_EVENT_VERB,			/* verb, node (or NO_NODE), force */
+	SAGA_EVENT_VERB,			/* verb, node (or NO_NODE), value, force */
+	SAGA_EVENT_COMPLETED,		/* node, op, answer: of a call that was
+								 * ACCEPTED, or whose ACCEPTED is not here yet;
+								 * the first one counts */
+	SAGA_EVENT_HEARTBEAT,		/* node, op: an accepted call is alive */
+	SAGA_EVENT_SIGNAL,			/* value = signal */
 } SagaEventKind;
 
 typedef struct SagaEvent
@@ -319,6 +427,7 @@ typedef struct SagaEvent
 	bool		free;			/* answer: eats no attempt (lock time-out of
 								 * a claim) */
 	int32		node;
+	int64		value;
 	SagaTime	retry_after;	/* answer: not before now + this; 0 = none */
 	double		random;			/* 0 <= random < 1: jitter */
 	const void *payload;
@@ -345,7 +454,7 @@ typedef struct SagaDecision
 	const char *ignored;
 } SagaDecision;
 
-/* A new state: PENDING, nothing done.  Size is fixed by the graph. */
+/* A new state: PENDING, nothing done.  It grows in the arena. */
 extern SagaState *saga_machine_create(const SagaGraph *graph,
 									  SagaTime deadline, SagaArena *arena);
 
@@ -392,6 +501,35 @@ extern bool saga_machine_may_evict(const SagaState *state);
 extern const char *saga_machine_verb_refusal(const SagaState *state,
 											 SagaVerb verb, int32 node,
 											 bool force);
+
+/*
+ * The name of a step's run: the node's name, "[number]" for each body it is
+ * in, outermost first, and "~retake" if it was begun anew.  Written to buf (at
+ * most size bytes); returns buf, or the node's own name where that is all.
+ */
+extern const char *saga_machine_step_name(const SagaState *state, int32 step,
+										  char *buf, size_t size);
+
+/*
+ * The step a name means: with a number or retake exactly that run; without, the
+ * newest one.  NO_NODE if there is none (yet).
+ */
+extern int32 saga_machine_find_step(const SagaState *state, const char *name);
+
+/*
+ * Which run of a node is meant where step 'from' says ":node": that of its own
+ * iteration or element, or of one around it; of a body it is not in, the
+ * newest.  from NO_NODE or NODE_END: seen from scope 0.  NO_NODE: none yet.
+ */
+extern int32 saga_machine_seen_from(const SagaState *state, int32 from,
+									int32 node);
+
+/*
+ * The element or iteration a step is in: the number of the innermost run of
+ * an EACH (each) or LOOP around it, and its owner's step; -1 if none.
+ */
+extern int32 saga_machine_number(const SagaState *state, int32 step, bool each,
+								 int32 *owner);
 
 extern const char *saga_state_name(SagaStateName state);
 extern const char *saga_cause_name(SagaCause cause);

@@ -37,7 +37,11 @@ saga_machine_create(const SagaGraph *graph, SagaTime deadline,
 	state->undo_heap = state->ready + graph->nnodes;
 	state->scratch = state->undo_heap + graph->nnodes;
 	for (int32 i = 0; i < graph->nnodes; i++)
+	{
+		state->steps[i].node = i;
 		state->steps[i].unmet = graph->nodes[i].ndeps;
+	}
+	state->nsteps = graph->nnodes;
 	return state;
 }
 
