@@ -375,8 +375,8 @@ typedef enum SagaRecordKind
 	SAGA_RECORD_ITERATION,		/* node, value = number of the iteration */
 	SAGA_RECORD_SLEEPING,		/* node, due */
 	SAGA_RECORD_AWAITING,		/* node, due: waits for its signal */
-	SAGA_RECORD_ACCEPTED,		/* node, op, due; again when a heartbeat has
-								 * moved that */
+	SAGA_RECORD_ACCEPTED,		/* node, op, due, maybe; again when a heartbeat
+								 * has moved 'due' */
 	SAGA_RECORD_SIGNAL,			/* value = signal; payload; kept until taken:
 								 * by the DONE whose value is this one's seq */
 	SAGA_RECORD_RESTARTED,		/* node: a save-point (back there, all undone)
@@ -397,8 +397,8 @@ typedef struct SagaRecord
 	uint8		state;			/* SagaStateName, of ENDED */
 	uint8		cause;			/* of UNDO, ENDED */
 	uint8		reason;			/* SagaStuckReason */
-	bool		maybe;			/* of FAILED: the call may still have happened
-								 * (an earlier attempt went unanswered) */
+	bool		maybe;			/* of FAILED, ACCEPTED: an earlier attempt went
+								 * unanswered, and may still happen */
 	int32		node;
 	int32		attempt;
 	int64		value;

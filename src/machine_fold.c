@@ -61,8 +61,8 @@ is_waiting(const SagaState *state, const SagaStep *step)
 void
 machine_count(SagaState *state, const SagaStep *step, int32 by)
 {
-	if (step->replaced)
-		return;
+	if (step->replaced && !in_undo_phase(step))
+		return;					/* only its undo still counts */
 	if (step_is_open(step->status))
 		state->open += by;
 	if (step->status == SAGA_STEP_FAILED && !step->continued &&
@@ -165,6 +165,8 @@ finish_action(SagaState *state, SagaStep *step, SagaStepStatus status,
 	end_claim(step);
 	machine_relieve(state, step);
 	machine_set_status(state, step, status);
+	if (step->replaced)
+		return;					/* nothing follows this take any more */
 	machine_settle(state, step);
 	if (node_of(state, step)->pivot)
 		state->pivot_intent = true;
@@ -570,6 +572,7 @@ apply_skipped(SagaState *state, const SagaRecord *record)
 	if (record->op == SAGA_OP_HOOK)
 	{
 		if (record->node != SAGA_NODE_END ||
+			state->back_to != SAGA_NO_NODE ||
 			state->hook.status == SAGA_STEP_DONE)
 			return false;
 		machine_relieve(state, &state->hook);
@@ -600,16 +603,23 @@ apply_skipped(SagaState *state, const SagaRecord *record)
 	return true;
 }
 
-/* No action of the step will be tried again, so it needs nobody. */
+/*
+ * No action of the step will be tried again, so it needs nobody; but its undo
+ * may, if that has begun already to go back to a save-point.
+ */
 static void
 turn_step(SagaState *state, SagaStep *step)
 {
+	if (in_undo_phase(step))
+		return;
 	machine_relieve(state, step);
 	step->refused = false;
 	if (step->status == SAGA_STEP_STUCK)
 		step->status = SAGA_STEP_FAILED;
 	else if (step->status == SAGA_STEP_SLEEPING ||
-			 step->status == SAGA_STEP_AWAITING)
+			 step->status == SAGA_STEP_AWAITING ||
+			 (step->status == SAGA_STEP_BACKOFF &&
+			  node_of(state, step)->kind != SAGA_NODE_STEP))
 		step->status = SAGA_STEP_NOT_TAKEN;
 }
 
@@ -835,8 +845,8 @@ apply_hook(SagaState *state, const SagaRecord *record)
 		state->stuck_hook_due = state->stuck_hooks > 0;
 		return true;
 	}
-	if (record->node != SAGA_NODE_END || hook->status == SAGA_STEP_DONE ||
-		hook->status == SAGA_STEP_SKIPPED)
+	if (record->node != SAGA_NODE_END || state->back_to != SAGA_NO_NODE ||
+		hook->status == SAGA_STEP_DONE || hook->status == SAGA_STEP_SKIPPED)
 		return false;
 	hook->last_kind = record->answer;
 	hook->attempts = record->attempt;
@@ -917,6 +927,7 @@ apply_accepted(SagaState *state, const SagaRecord *record)
 		machine_set_status(state, step, SAGA_STEP_ACCEPTED);
 	}
 	machine_relieve(state, step);
+	step->sticky = record->maybe;
 	step->broken = 0;
 	step->last_kind = SAGA_ANSWER_ACCEPTED;
 	step->due = record->due;

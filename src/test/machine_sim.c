@@ -587,8 +587,11 @@ read_inbox(Inbox *row)
 	}
 	else
 		trace("signal %d", (int) row->value);
+	/* the record that it causes comes first; a torn decision keeps it */
+	row->taken_at = nlog + 1;
 	decide(&event);
-	row->taken_at = Max(nlog, 1);
+	if (out.nrecords == 0)
+		row->taken_at = Max(nlog, 1);
 }
 
 static void
