@@ -87,7 +87,7 @@ static int32 pending[ELEMENTS + 1];
 static int	npending;
 
 static void
-decide(SagaState *state, SagaEvent *event)
+decide_on(SagaState *state, SagaEvent *event)
 {
 	out.nrecords = out.ncommands = 0;
 	saga_machine_decide(state, event, now, &out);
@@ -111,13 +111,13 @@ answer_all(SagaState *state, SagaOp op, int fails)
 		pending[i] = pending[--npending];
 		if (chance(fails))
 			event.answer = SAGA_ANSWER_TRANSIENT;
-		decide(state, &event);
+		decide_on(state, &event);
 		n++;
 		while (npending == 0 && saga_machine_next_due(state) != SAGA_NEVER)
 		{
 			now = Max(now, saga_machine_next_due(state));
 			event = make_event(SAGA_EVENT_TIMER);
-			decide(state, &event);
+			decide_on(state, &event);
 		}
 	}
 	return n;
@@ -151,12 +151,12 @@ measure_elements(int max_parallel, SagaUndoOrder order)
 	npending = 0;
 	state = saga_machine_create(&graph, SAGA_NEVER, &arena);
 	clock_gettime(CLOCK_MONOTONIC, &t0);
-	decide(state, &event);
+	decide_on(state, &event);
 	event = make_event(SAGA_EVENT_ANSWER);
 	event.node = pending[--npending];
 	event.op = SAGA_OP_EVAL;
 	event.value = ELEMENTS;
-	decide(state, &event);
+	decide_on(state, &event);
 	while (npending > 1 || state->steps[1].status == SAGA_STEP_IDLE)
 		answer_all(state, SAGA_OP_ACTION, 100);
 	n = state->seq;
@@ -169,7 +169,7 @@ measure_elements(int max_parallel, SagaUndoOrder order)
 	clock_gettime(CLOCK_MONOTONIC, &t0);
 	event = make_event(SAGA_EVENT_VERB);
 	event.verb = SAGA_VERB_UNDO_COMPLETED;
-	decide(state, &event);
+	decide_on(state, &event);
 	answer_all(state, SAGA_OP_UNDO, 100);
 	CHECK(state->state == SAGA_COMPENSATED, "ten thousand elements: %s",
 		  saga_state_name(state->state));
