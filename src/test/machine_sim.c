@@ -111,15 +111,18 @@ help(int64 round)
 						  nodes[live->steps[i].node].signal);
 				helped = true;
 			}
-		/* ... or, sent only once, was refused by a claim nobody heard of */
+		/* ... or was refused for a skip that nobody heard of: ask again */
 		for (int32 i = 0; i < live->nsteps && !helped; i++)
-			if (live->steps[i].status == SAGA_STEP_ACCEPTED &&
-				nodes[live->steps[i].node].at_most_once &&
-				places[place_of(live, i, false)].key == KEY_REFUSED)
+		{
+			bool		undo = live->steps[i].status == SAGA_STEP_UNDO_ACCEPTED;
+
+			if ((undo || live->steps[i].status == SAGA_STEP_ACCEPTED) &&
+				places[place_of(live, i, undo)].key == KEY_REFUSED)
 			{
-				use_verb(SAGA_VERB_SKIP_STEP, i, true);
+				use_verb(SAGA_VERB_SKIP_STEP, i, false);
 				helped = true;
 			}
+		}
 		for (int i = 0; i < nplaces; i++)
 			if (places[i].key == KEY_ACCEPTED && !places[i].completing)
 			{
