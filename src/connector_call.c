@@ -28,21 +28,6 @@ static void send_run(SagaPqLink *link, SagaStatement *statement);
 
 /* ---- texts ---- */
 
-static void
-uuid_text(const pg_uuid_t *uuid, char *out)
-{
-	static const char hex[] = "0123456789abcdef";
-
-	for (int i = 0; i < UUID_LEN; i++)
-	{
-		if (i == 4 || i == 6 || i == 8 || i == 10)
-			*out++ = '-';
-		*out++ = hex[uuid->data[i] >> 4];
-		*out++ = hex[uuid->data[i] & 0xf];
-	}
-	*out = '\0';
-}
-
 /* ISO in UTC whatever this session's settings; 0 and no end are infinity. */
 static void
 time_text(TimestampTz t, char *out, size_t size)
@@ -503,7 +488,7 @@ send_run_message(SagaPqLink *link, SagaConnCall *call,
 	char		max[16];
 	char		name[40] = "saga_call";
 
-	uuid_text(&request->saga_id, saga);
+	saga_uuid_text(&request->saga_id, saga);
 	time_text(request->not_after, not_after, sizeof(not_after));
 	snprintf(expect, sizeof(expect), "%d", request->expect_rows);
 	snprintf(max, sizeof(max), "%d", saga_connector_max_result());
@@ -538,7 +523,7 @@ send_claim_message(SagaPqLink *link, const SagaRequest *request)
 	char		saga[40];
 	char		not_after[64];
 
-	uuid_text(&request->saga_id, saga);
+	saga_uuid_text(&request->saga_id, saga);
 	time_text(request->not_after, not_after, sizeof(not_after));
 	values[0] = saga;
 	values[1] = request->step;
