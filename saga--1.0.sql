@@ -48,9 +48,16 @@ CREATE TABLE saga.instance (
     start_at      timestamptz,
     deadline      timestamptz,
     ended_at      timestamptz,
-    origin        integer NOT NULL
+    origin        integer NOT NULL,
+    parent_id     uuid,
+    parent_step   text,
+    depth         integer NOT NULL DEFAULT 0,
+    copy_of       uuid
 ) WITH (fillfactor = 45);
 CREATE INDEX instance_live ON saga.instance (bucket) WHERE ended_at IS NULL;
+-- These never change, so an update stays HOT.
+CREATE INDEX instance_labels ON saga.instance USING gin (labels jsonb_path_ops) WHERE labels IS NOT NULL;
+CREATE INDEX instance_parent ON saga.instance (parent_id) WHERE parent_id IS NOT NULL;
 COMMENT ON TABLE saga.instance IS 'One row for each saga; equals the fold of its log';
 
 -- The idempotency keys of start(), over all versions of a definition.
@@ -957,9 +964,9 @@ COMMENT ON TYPE saga.outcome IS 'What has become of a saga: see saga.wait()';
 CREATE FUNCTION saga.start(definition text, input jsonb DEFAULT '{}', key text DEFAULT NULL,
     start_at timestamptz DEFAULT NULL, on_conflict text DEFAULT 'return', version integer DEFAULT NULL,
     priority integer DEFAULT NULL, deadline interval DEFAULT NULL, correlation text DEFAULT NULL,
-    labels jsonb DEFAULT NULL)
+    labels jsonb DEFAULT NULL, protocol text DEFAULT NULL)
 RETURNS uuid LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_start';
-COMMENT ON FUNCTION saga.start(text, jsonb, text, timestamptz, text, integer, integer, interval, text, jsonb)
+COMMENT ON FUNCTION saga.start(text, jsonb, text, timestamptz, text, integer, integer, interval, text, jsonb, text)
 IS 'Start a saga as part of this transaction: no commit, no saga';
 
 CREATE FUNCTION saga.start_many(definition text, inputs jsonb, key_field text DEFAULT NULL)
@@ -971,6 +978,11 @@ IS 'Start a saga for each object of a JSON array';
 CREATE FUNCTION saga.wait(id uuid, timeout interval DEFAULT '30 s')
 RETURNS saga.outcome LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_wait';
 COMMENT ON FUNCTION saga.wait(uuid, interval) IS 'Wait for a saga to end; at the time-out done is false';
+
+CREATE FUNCTION saga.wait_any(ids uuid[], timeout interval DEFAULT '30 s')
+RETURNS saga.outcome LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_wait_any';
+COMMENT ON FUNCTION saga.wait_any(uuid[], interval)
+IS 'Wait for one of several sagas to end, and say which; at the time-out done is false and the rest NULL';
 
 CREATE FUNCTION saga.status(id uuid)
 RETURNS saga.outcome LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_status';
@@ -1044,7 +1056,8 @@ IS 'Fold the log of one saga, or of all, and name every row that differs from it
 CREATE VIEW saga.instances WITH (security_barrier) AS
 SELECT i.id, d.name, d.version, i.state, i.direction, i.cause, i.key, i.failed_step, i.sqlstate, i.error,
        i.input, i.output, i.correlation, i.labels, i.priority,
-       pg_catalog.pg_get_userbyid(i.started_by) AS started_by, i.started_at, i.start_at, i.deadline, i.ended_at
+       pg_catalog.pg_get_userbyid(i.started_by) AS started_by, i.started_at, i.start_at, i.deadline, i.ended_at,
+       i.parent_id, i.parent_step, i.copy_of
 FROM saga.instance i JOIN saga.definition d ON d.id = i.definition_id
 WHERE i.started_by = (SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolname = current_user)
    OR saga.may(d.name, 'see');
@@ -1582,8 +1595,8 @@ GRANT SELECT ON saga.instances, saga.steps, saga.log, saga.stuck, saga.definitio
     saga.projections, saga.stat_projections, saga.progress, saga.handlers TO saga_user, saga_operator, saga_monitor;
 GRANT EXECUTE ON FUNCTION saga.may(text, text), saga.workers_(), saga.participant_stats_(), saga.definition_steps_(jsonb)
     TO saga_user, saga_operator, saga_monitor;
-GRANT EXECUTE ON FUNCTION saga.start(text, jsonb, text, timestamptz, text, integer, integer, interval, text, jsonb),
-    saga.start_many(text, jsonb, text), saga.wait(uuid, interval), saga.status(uuid)
+GRANT EXECUTE ON FUNCTION saga.start(text, jsonb, text, timestamptz, text, integer, integer, interval, text, jsonb, text),
+    saga.start_many(text, jsonb, text), saga.wait(uuid, interval), saga.wait_any(uuid[], interval), saga.status(uuid)
     TO saga_user, saga_operator;
 GRANT EXECUTE ON FUNCTION saga.verb_(uuid, text, text, jsonb, boolean, text, boolean),
     saga.cancel(uuid, text, boolean), saga.terminate(uuid, text, boolean, boolean), saga.pause(uuid, text, boolean),
@@ -1655,6 +1668,10 @@ BEGIN
         ('instance', 'deadline', 'absolute deadline'),
         ('instance', 'ended_at', 'when it ended'),
         ('instance', 'origin', 'saga.identity.origin of the database it was started in'),
+        ('instance', 'parent_id', 'the saga of which it is a sub-saga'),
+        ('instance', 'parent_step', 'step of the parent that called it'),
+        ('instance', 'depth', 'number of parents above it'),
+        ('instance', 'copy_of', 'saga that it was restarted or forked from'),
         ('local_outcome', 'saga_id', 'the saga'),
         ('local_outcome', 'node', 'position of the step in the definition; -1: the ending action'),
         ('local_outcome', 'operation', 'a action, c compensation, h ending action'),
