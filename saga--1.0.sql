@@ -456,6 +456,16 @@ CREATE FOREIGN DATA WRAPPER saga_postgres
 COMMENT ON FOREIGN DATA WRAPPER saga_postgres IS
 'PostgreSQL databases that take part in sagas; USAGE on a server of it is the right to call out';
 
+CREATE FUNCTION saga.saga_http_validator(text[], oid) RETURNS void
+LANGUAGE c STRICT AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION saga.saga_http_validator(text[], oid) IS
+'checks the options of servers and user mappings of saga_http; called by CREATE and ALTER SERVER and USER MAPPING';
+
+CREATE FOREIGN DATA WRAPPER saga_http
+	NO HANDLER VALIDATOR saga.saga_http_validator;
+COMMENT ON FOREIGN DATA WRAPPER saga_http IS
+'HTTP services that take part in sagas; USAGE on a server of it is the right to call out';
+
 -- The only copy of what stands at a participant.  It is plain SQL and PL/pgSQL
 -- for PostgreSQL 12 and later, so that a managed database can be one, and may
 -- be run again at any time (also to upgrade).  Rules for its functions:
@@ -938,8 +948,9 @@ AS 'MODULE_PATHNAME', 'saga_check_participant';
 COMMENT ON FUNCTION saga.check_participant(text) IS
 'everything a server needs in order to take part in sagas, checked one by one as the calling role; never an error';
 
-REVOKE ALL ON FOREIGN DATA WRAPPER saga_postgres FROM PUBLIC;
+REVOKE ALL ON FOREIGN DATA WRAPPER saga_postgres, saga_http FROM PUBLIC;
 REVOKE ALL ON FUNCTION saga.saga_postgres_validator(text[], oid) FROM PUBLIC;
+REVOKE ALL ON FUNCTION saga.saga_http_validator(text[], oid) FROM PUBLIC;
 REVOKE ALL ON FUNCTION saga.participant_script(text[]) FROM PUBLIC;
 REVOKE ALL ON FUNCTION saga.prepare_participant(text, boolean) FROM PUBLIC;
 REVOKE ALL ON FUNCTION saga.check_participant(text) FROM PUBLIC;
@@ -1135,7 +1146,7 @@ SELECT s.srvname AS name, w.fdwname AS wrapper,
           AND pg_catalog.jsonb_path_exists(d.body, '$.** ? (@.server == $name)',
                                            pg_catalog.jsonb_build_object('name', s.srvname))) AS used_by
 FROM pg_catalog.pg_foreign_server s JOIN pg_catalog.pg_foreign_data_wrapper w ON w.oid = s.srvfdw
-WHERE w.fdwname IN ('saga_postgres', 'postgres_fdw', 'dblink_fdw');
+WHERE w.fdwname IN ('saga_postgres', 'saga_http', 'postgres_fdw', 'dblink_fdw');
 COMMENT ON VIEW saga.participants IS 'Foreign servers that saga can call';
 
 CREATE VIEW saga.stat_participants WITH (security_barrier) AS

@@ -180,6 +180,16 @@ start_remote(SagaRun *run, SagaCallOut *out, const SagaCommand *c, char **values
 		saga_run_answer(out, SAGA_ANSWER_BROKEN, false, payload);
 		return;
 	}
+	if ((server->kind == SAGA_SERVER_HTTP) != (call->tmpl->kind == SAGA_TEMPLATE_HTTP))
+	{
+		SagaPayload *payload = MemoryContextAllocZero(saga_turn_context, sizeof(SagaPayload));
+
+		strlcpy(payload->sqlstate, "42809", sizeof(payload->sqlstate));
+		payload->message = MemoryContextStrdup(saga_turn_context,
+											   "the server is of another kind than when the saga was defined");
+		saga_run_answer(out, SAGA_ANSWER_BROKEN, false, payload);
+		return;
+	}
 	memset(&request, 0, sizeof(request));
 	request.tag = out->tag;
 	request.mode = c->op == SAGA_OP_CLAIM ? SAGA_REQUEST_CLAIM :
@@ -194,6 +204,10 @@ start_remote(SagaRun *run, SagaCallOut *out, const SagaCommand *c, char **values
 	request.shape = call->shape;
 	request.expect_rows = call->expect_rows;
 	request.timeout_ms = call->timeout_ms;
+	request.attempt = c->attempt;
+	request.correlation = run->row.correlation;
+	request.idempotency_key = saga_idempotency_key(&request.saga_id, request.step,
+												   request.op);
 	request.not_after = saga_now() + (int64) saga_barrier_retention * USECS_PER_SEC;
 	saga_connector_submit(&request);
 }
@@ -216,7 +230,8 @@ saga_purge_barriers(void)
 	{
 		SagaRequest request;
 
-		if (entry->server == NULL || entry->generation != saga_server_generation())
+		if (entry->server == NULL || entry->generation != saga_server_generation() ||
+			entry->server->kind != SAGA_SERVER_POSTGRES)
 			continue;
 		memset(&request, 0, sizeof(request));
 		request.mode = SAGA_REQUEST_PURGE;	/* tag 0: nobody waits for it */
@@ -229,7 +244,10 @@ saga_purge_barriers(void)
 	}
 }
 
-/* Does the compensation run where it cannot see the action's barrier? */
+/*
+ * Does the compensation run where it cannot see the action's barrier?  (Where
+ * there is none, an action that may have happened is undone as if it had.)
+ */
 static bool
 undone_elsewhere(const SagaRun *run, int node)
 {
@@ -237,6 +255,7 @@ undone_elsewhere(const SagaRun *run, int node)
 	const SagaCall *compensation = run->def->compensation[node];
 
 	return action && action->server && compensation &&
+		action->tmpl->kind == SAGA_TEMPLATE_SQL &&
 		(compensation->server == NULL ||
 		 strcmp(action->server, compensation->server) != 0);
 }

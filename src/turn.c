@@ -322,6 +322,7 @@ saga_run_answer(SagaCallOut *call, SagaAnswerKind answer, bool free,
 	event.node = call->node;
 	event.answer = answer;
 	event.free = free;
+	event.retry_after = call->retry_after;
 	key.saga_id = call->saga_id;
 	key.node = call->node;
 	key.op = saga_outcome_op(call->op);
