@@ -48,7 +48,8 @@ CREATE TABLE saga.instance (
     start_at      timestamptz,
     deadline      timestamptz,
     ended_at      timestamptz,
-    origin        integer NOT NULL
+    origin        integer NOT NULL,
+    protocol      text NOT NULL DEFAULT 'saga'
 ) WITH (fillfactor = 45);
 CREATE INDEX instance_live ON saga.instance (bucket) WHERE ended_at IS NULL;
 COMMENT ON TABLE saga.instance IS 'One row for each saga; equals the fold of its log';
@@ -522,7 +523,7 @@ CREATE TABLE IF NOT EXISTS saga_participant.barrier
 	PRIMARY KEY (coordinator, saga, step, op)
 ) WITH (fillfactor = 85);
 COMMENT ON TABLE saga_participant.barrier IS
-'one row for each call that happened (done) or must never happen (refused); op: a action, u undo';
+'one row for each call that happened (done) or must never happen (refused); op: a action, u undo, p of a prepared transaction';
 
 CREATE OR REPLACE FUNCTION saga_participant.version() RETURNS integer
 LANGUAGE sql IMMUTABLE AS 'SELECT 1';
@@ -698,8 +699,10 @@ DECLARE
 	n bigint := 0;
 	v_size bigint := 0;
 BEGIN
-	-- an expression, as PERFORM would cost a run of the executor
-	IF pg_catalog.pg_advisory_xact_lock_shared(pg_catalog.hashtextextended(p_coordinator, 7461)) IS NULL THEN
+	-- an expression, as PERFORM would cost a run of the executor; and no lock
+	-- that a prepared transaction would keep
+	IF (CASE WHEN p_op OPERATOR(pg_catalog.<>) 'p'
+		THEN pg_catalog.pg_advisory_xact_lock_shared(pg_catalog.hashtextextended(p_coordinator, 7461)) IS NULL END) THEN
 	END IF;
 	INSERT INTO saga_participant.barrier
 		(coordinator, saga, step, op, status, not_after)
@@ -794,6 +797,44 @@ END
 $f$;
 COMMENT ON FUNCTION saga_participant.run(text, integer, bigint, text, uuid, text, "char", timestamp with time zone, text, text[], text, text, integer, integer, text) IS
 'run one call of a saga at most once and record its result';
+
+-- First in a transaction that is to be prepared: claim the branch's key.  There
+-- is no advisory lock, for the prepared transaction would keep it, and nobody
+-- could raise the epoch while it stands.  An old coordinator that gets in here
+-- at the last moment leaves a prepared transaction, no more: whoever rolls
+-- back claims the same key first.
+CREATE OR REPLACE FUNCTION saga_participant.vote
+	(p_coordinator text, p_timeline integer, p_counter bigint, p_nonce text,
+	 p_saga uuid, p_step text, p_not_after timestamp with time zone, p_gid text)
+RETURNS text
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $f$
+BEGIN
+	IF EXISTS (SELECT FROM pg_prepared_xacts
+			   WHERE gid = p_gid AND database = current_database()
+				 AND owner = current_user) THEN
+		RAISE EXCEPTION 'this branch is prepared already' USING ERRCODE = 'SGB06';
+	END IF;
+	INSERT INTO saga_participant.barrier
+		(coordinator, saga, step, op, status, not_after)
+	SELECT p_coordinator, p_saga, p_step, 'p', 'done', p_not_after
+	WHERE EXISTS (SELECT FROM saga_participant.epoch e
+				  WHERE e.coordinator = p_coordinator
+					AND e.timeline = p_timeline AND e.counter = p_counter
+					AND e.nonce = p_nonce)
+	  AND clock_timestamp() <= p_not_after
+	ON CONFLICT DO NOTHING;
+	IF NOT FOUND THEN
+		PERFORM saga_participant.recorded(p_coordinator, p_timeline, p_counter, p_nonce,
+										  p_saga, p_step, 'p', p_not_after, false);
+		RAISE EXCEPTION 'this branch is committed already' USING ERRCODE = 'SGB06';
+	END IF;
+	RETURN 'D';
+END
+$f$;
+COMMENT ON FUNCTION saga_participant.vote(text, integer, bigint, text, uuid, text, timestamp with time zone, text) IS
+'claim the key of a branch of two-phase commit, or tell that it has voted';
 
 -- Undo of an action that may not have happened: refuse its key first, which
 -- waits for a first try that still runs.  'N': it had not, nothing was run.
@@ -957,9 +998,9 @@ COMMENT ON TYPE saga.outcome IS 'What has become of a saga: see saga.wait()';
 CREATE FUNCTION saga.start(definition text, input jsonb DEFAULT '{}', key text DEFAULT NULL,
     start_at timestamptz DEFAULT NULL, on_conflict text DEFAULT 'return', version integer DEFAULT NULL,
     priority integer DEFAULT NULL, deadline interval DEFAULT NULL, correlation text DEFAULT NULL,
-    labels jsonb DEFAULT NULL)
+    labels jsonb DEFAULT NULL, protocol text DEFAULT NULL)
 RETURNS uuid LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_start';
-COMMENT ON FUNCTION saga.start(text, jsonb, text, timestamptz, text, integer, integer, interval, text, jsonb)
+COMMENT ON FUNCTION saga.start(text, jsonb, text, timestamptz, text, integer, integer, interval, text, jsonb, text)
 IS 'Start a saga as part of this transaction: no commit, no saga';
 
 CREATE FUNCTION saga.start_many(definition text, inputs jsonb, key_field text DEFAULT NULL)
@@ -1582,7 +1623,7 @@ GRANT SELECT ON saga.instances, saga.steps, saga.log, saga.stuck, saga.definitio
     saga.projections, saga.stat_projections, saga.progress, saga.handlers TO saga_user, saga_operator, saga_monitor;
 GRANT EXECUTE ON FUNCTION saga.may(text, text), saga.workers_(), saga.participant_stats_(), saga.definition_steps_(jsonb)
     TO saga_user, saga_operator, saga_monitor;
-GRANT EXECUTE ON FUNCTION saga.start(text, jsonb, text, timestamptz, text, integer, integer, interval, text, jsonb),
+GRANT EXECUTE ON FUNCTION saga.start(text, jsonb, text, timestamptz, text, integer, integer, interval, text, jsonb, text),
     saga.start_many(text, jsonb, text), saga.wait(uuid, interval), saga.status(uuid)
     TO saga_user, saga_operator;
 GRANT EXECUTE ON FUNCTION saga.verb_(uuid, text, text, jsonb, boolean, text, boolean),
@@ -1654,6 +1695,7 @@ BEGIN
         ('instance', 'start_at', 'not taken up before this time'),
         ('instance', 'deadline', 'absolute deadline'),
         ('instance', 'ended_at', 'when it ended'),
+        ('instance', 'protocol', 'saga, or two_phase: by two-phase commit'),
         ('instance', 'origin', 'saga.identity.origin of the database it was started in'),
         ('local_outcome', 'saga_id', 'the saga'),
         ('local_outcome', 'node', 'position of the step in the definition; -1: the ending action'),

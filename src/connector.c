@@ -632,6 +632,8 @@ new_call(const SagaRequest *request, SagaEndpoint *endpoint)
 		call->request.step = pstrdup(request->step);
 	if (request->purge_live)
 		call->request.purge_live = pstrdup(request->purge_live);
+	if (request->gid)
+		call->request.gid = pstrdup(request->gid);
 	if (request->tmpl && request->values)
 	{
 		int			n = request->tmpl->nparams;

@@ -70,6 +70,12 @@ typedef enum SagaRequestMode
 								 * compensation only if the action was done */
 	SAGA_REQUEST_CLAIM,			/* done (with result) or now refused */
 	SAGA_REQUEST_PURGE,			/* drop barrier rows that are past keeping */
+
+	/* two-phase commit; connector_branch.c */
+	SAGA_REQUEST_PREPARE,		/* claim the key, run all parts, PREPARE */
+	SAGA_REQUEST_COMMIT_PREPARED,
+	SAGA_REQUEST_ROLLBACK_PREPARED, /* ... and refuse the key */
+	SAGA_REQUEST_LIST_PREPARED, /* result: a JSON array of [gid, age in s] */
 } SagaRequestMode;
 
 typedef struct SagaRequest
@@ -88,6 +94,15 @@ typedef struct SagaRequest
 	int			expect_rows;
 	int			timeout_ms;
 	TimestampTz not_after;
+
+	/*
+	 * Two-phase commit: tmpl has the parameters of all parts of 'call', step
+	 * is the key of the branch, or NULL to COMMIT or ROLLBACK what belongs to
+	 * no saga we run.
+	 */
+	const SagaCall *call;		/* PREPARE; must outlive the answer */
+	const char *gid;			/* LIST: what the gids begin with */
+
 	/* PURGE */
 	TimestampTz purge_before;
 	const char *purge_live;		/* uuid[] literal of sagas to be spared */
@@ -106,6 +121,7 @@ typedef struct SagaAnswer
 	const char *result;			/* JSON text, NULL = null */
 	bool		ran;			/* UNDO: the compensation really ran */
 	bool		free;			/* eats no attempt */
+	int			part;			/* PREPARE: which part failed, from 1 */
 	SagaTime	latency;		/* send to answer, 0 = never sent */
 } SagaAnswer;
 

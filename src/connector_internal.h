@@ -108,6 +108,7 @@ struct SagaConnCall
 	SagaRequest request;		/* server is the endpoint's */
 	SagaTime	sent;			/* 0: nothing of it has left */
 	bool		retried;		/* a lost prepared statement is forgiven once */
+	char	  **parts;			/* PREPARE: results of the steps */
 	bool		answered;
 	SagaAnswer	answer;
 };

@@ -53,6 +53,7 @@ typedef struct StartOptions
 	Interval   *deadline;		/* after the start, or NULL */
 	text	   *correlation;
 	Jsonb	   *labels;
+	SagaProtocol protocol;
 } StartOptions;
 
 /* ---------------------------------------------------------------- ids */
@@ -135,6 +136,29 @@ parse_on_conflict(const char *s)
 			 errhint("Use 'return', 'error' or 'restart_if_ended'.")));
 }
 
+/* The protocol asked for, if the definition allows it. */
+static SagaProtocol
+parse_protocol(const SagaDefinition *def, const char *s)
+{
+	SagaProtocol protocol;
+
+	if (strcmp(s, "saga") == 0)
+		protocol = SAGA_PROTOCOL_SAGA;
+	else if (strcmp(s, "two_phase") == 0)
+		protocol = SAGA_PROTOCOL_TWO_PHASE;
+	else
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid value for protocol: \"%s\"", s),
+				 errhint("Use 'saga' or 'two_phase'.")));
+	if ((def->protocols & (1 << protocol)) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("saga \"%s\" cannot be run by protocol '%s'", def->name, s),
+				 errhint("Define it with protocols => '{saga,two_phase}'.")));
+	return protocol;
+}
+
 static SagaDefinition *
 definition_to_start(const char *name, int version)
 {
@@ -164,8 +188,8 @@ insert_instance(SagaTable *table, const StartOptions *o, const pg_uuid_t *id,
 				Jsonb *input, text *key)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	Datum		v[21];
-	bool		n[21];
+	Datum		v[22];
+	bool		n[22];
 
 	memset(n, true, sizeof(n));
 #define SET(i, datum) (v[i] = (datum), n[i] = false)
@@ -196,6 +220,8 @@ insert_instance(SagaTable *table, const StartOptions *o, const pg_uuid_t *id,
 			TimestampTzGetDatum(from + o->def->deadline));
 	}
 	SET(20, Int32GetDatum(saga_origin()));
+	SET(21, CStringGetTextDatum(o->protocol == SAGA_PROTOCOL_TWO_PHASE ?
+								"two_phase" : "saga"));
 #undef SET
 	saga_table_insert(table, v, n);
 	saga_wake_at_commit(id, 0, o->priority);
@@ -315,7 +341,7 @@ start_one(SagaTable *table, const StartOptions *o, Jsonb *input, text *key,
 }
 
 /* start(definition, input, key, start_at, on_conflict, version, priority,
- * deadline, correlation, labels) */
+ * deadline, correlation, labels, protocol) */
 Datum
 saga_start(PG_FUNCTION_ARGS)
 {
@@ -339,6 +365,8 @@ saga_start(PG_FUNCTION_ARGS)
 	o.deadline = PG_ARGISNULL(7) ? NULL : PG_GETARG_INTERVAL_P(7);
 	o.correlation = PG_ARGISNULL(8) ? NULL : PG_GETARG_TEXT_PP(8);
 	o.labels = PG_ARGISNULL(9) ? NULL : PG_GETARG_JSONB_P(9);
+	o.protocol = PG_ARGISNULL(10) ? o.def->protocol :
+		parse_protocol(o.def, text_to_cstring(PG_GETARG_TEXT_PP(10)));
 
 	table = saga_table_open("instance", RowExclusiveLock);
 	(void) start_one(table, &o, input, key, id);
@@ -392,6 +420,7 @@ saga_start_many(PG_FUNCTION_ARGS)
 				 errmsg("the inputs must be a JSON array of objects")));
 	o.def = definition_to_start(text_to_cstring(PG_GETARG_TEXT_PP(0)), 0);
 	o.priority = o.def->priority;
+	o.protocol = o.def->protocol;
 
 	per_row = AllocSetContextCreate(CurrentMemoryContext, "saga start_many",
 									ALLOCSET_DEFAULT_SIZES);
