@@ -52,7 +52,8 @@ CREATE TABLE saga.instance (
     parent_id     uuid,
     parent_step   text,
     depth         integer NOT NULL DEFAULT 0,
-    copy_of       uuid
+    copy_of       uuid,
+    protocol      text NOT NULL DEFAULT 'saga'
 ) WITH (fillfactor = 45);
 CREATE INDEX instance_live ON saga.instance (bucket) WHERE ended_at IS NULL;
 -- These never change, so an update stays HOT.
@@ -539,7 +540,7 @@ CREATE TABLE IF NOT EXISTS saga_participant.barrier
 	PRIMARY KEY (coordinator, saga, step, op)
 ) WITH (fillfactor = 85);
 COMMENT ON TABLE saga_participant.barrier IS
-'one row for each call that happened (done) or must never happen (refused); op: a action, u undo';
+'one row for each call that happened (done) or must never happen (refused); op: a action, u undo, p of a prepared transaction';
 
 CREATE OR REPLACE FUNCTION saga_participant.version() RETURNS integer
 LANGUAGE sql IMMUTABLE AS 'SELECT 1';
@@ -715,8 +716,10 @@ DECLARE
 	n bigint := 0;
 	v_size bigint := 0;
 BEGIN
-	-- an expression, as PERFORM would cost a run of the executor
-	IF pg_catalog.pg_advisory_xact_lock_shared(pg_catalog.hashtextextended(p_coordinator, 7461)) IS NULL THEN
+	-- an expression, as PERFORM would cost a run of the executor; and no lock
+	-- that a prepared transaction would keep
+	IF (CASE WHEN p_op OPERATOR(pg_catalog.<>) 'p'
+		THEN pg_catalog.pg_advisory_xact_lock_shared(pg_catalog.hashtextextended(p_coordinator, 7461)) IS NULL END) THEN
 	END IF;
 	INSERT INTO saga_participant.barrier
 		(coordinator, saga, step, op, status, not_after)
@@ -811,6 +814,44 @@ END
 $f$;
 COMMENT ON FUNCTION saga_participant.run(text, integer, bigint, text, uuid, text, "char", timestamp with time zone, text, text[], text, text, integer, integer, text) IS
 'run one call of a saga at most once and record its result';
+
+-- First in a transaction that is to be prepared: claim the branch's key.  There
+-- is no advisory lock, for the prepared transaction would keep it, and nobody
+-- could raise the epoch while it stands.  An old coordinator that gets in here
+-- at the last moment leaves a prepared transaction, no more: whoever rolls
+-- back claims the same key first.
+CREATE OR REPLACE FUNCTION saga_participant.vote
+	(p_coordinator text, p_timeline integer, p_counter bigint, p_nonce text,
+	 p_saga uuid, p_step text, p_not_after timestamp with time zone, p_gid text)
+RETURNS text
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $f$
+BEGIN
+	IF EXISTS (SELECT FROM pg_prepared_xacts
+			   WHERE gid = p_gid AND database = current_database()
+				 AND owner = current_user) THEN
+		RAISE EXCEPTION 'this branch is prepared already' USING ERRCODE = 'SGB06';
+	END IF;
+	INSERT INTO saga_participant.barrier
+		(coordinator, saga, step, op, status, not_after)
+	SELECT p_coordinator, p_saga, p_step, 'p', 'done', p_not_after
+	WHERE EXISTS (SELECT FROM saga_participant.epoch e
+				  WHERE e.coordinator = p_coordinator
+					AND e.timeline = p_timeline AND e.counter = p_counter
+					AND e.nonce = p_nonce)
+	  AND clock_timestamp() <= p_not_after
+	ON CONFLICT DO NOTHING;
+	IF NOT FOUND THEN
+		PERFORM saga_participant.recorded(p_coordinator, p_timeline, p_counter, p_nonce,
+										  p_saga, p_step, 'p', p_not_after, false);
+		RAISE EXCEPTION 'this branch is committed already' USING ERRCODE = 'SGB06';
+	END IF;
+	RETURN 'D';
+END
+$f$;
+COMMENT ON FUNCTION saga_participant.vote(text, integer, bigint, text, uuid, text, timestamp with time zone, text) IS
+'claim the key of a branch of two-phase commit, or tell that it has voted';
 
 -- Undo of an action that may not have happened: refuse its key first, which
 -- waits for a first try that still runs.  'N': it had not, nothing was run.
@@ -1886,6 +1927,7 @@ BEGIN
         ('instance', 'start_at', 'not taken up before this time'),
         ('instance', 'deadline', 'absolute deadline'),
         ('instance', 'ended_at', 'when it ended'),
+        ('instance', 'protocol', 'saga, or two_phase: by two-phase commit'),
         ('instance', 'origin', 'saga.identity.origin of the database it was started in'),
         ('instance', 'parent_id', 'the saga of which it is a sub-saga'),
         ('instance', 'parent_step', 'step of the parent that called it'),

@@ -15,6 +15,7 @@
 #include "compat.h"
 #include "coordinator.h"
 #include "guc.h"
+#include "two_phase.h"
 
 /* A call that waits until its turn is durable. */
 typedef struct Send
@@ -194,10 +195,13 @@ start_remote(SagaRun *run, SagaCallOut *out, const SagaCommand *c, char **values
 	request.tag = out->tag;
 	request.mode = c->op == SAGA_OP_CLAIM ? SAGA_REQUEST_CLAIM :
 		c->op == SAGA_OP_UNDO && c->conditional ? SAGA_REQUEST_UNDO : SAGA_REQUEST_RUN;
+	if (call->role != SAGA_BRANCH_NONE)
+		saga_branch_request(&run->row.id, call, c->op, &request);
 	request.server = server;
 	request.saga_id = run->row.id;
 	request.saga_name = run->def->name;
-	request.step = saga_step_name(run, c->node);
+	if (request.step == NULL)
+		request.step = saga_step_name(run, c->node);
 	request.op = c->op == SAGA_OP_CLAIM ? c->target : c->op;
 	request.tmpl = call->tmpl;
 	request.values = values;
@@ -336,7 +340,7 @@ saga_start_call(SagaRun *run, const SagaCommand *c)
 	saga_run_values(run, c->node, c->op, c->attempt, &values);
 	bound = palloc0(sizeof(char *) * Max(call->tmpl->nparams, 1));
 	if (c->op != SAGA_OP_CLAIM)
-		saga_template_bind(call->tmpl, &values, bound);
+		saga_call_bind(call, &values, bound);
 	if (out->local)
 		saga_dispatch_local(out, bound);
 	else

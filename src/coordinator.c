@@ -289,7 +289,8 @@ take_answer(SagaAnswer *answer)
 		kind = SAGA_ANSWER_REFUSED;
 	else if (answer->has_sqlstate && kind != SAGA_ANSWER_UNKNOWN &&
 		kind != SAGA_ANSWER_DONE && kind != SAGA_ANSWER_REFUSED)
-		kind = saga_classify_sqlstate(answer->sqlstate, call->call);
+		kind = saga_classify_sqlstate(answer->sqlstate, answer->part > 0 ?
+									  call->call->parts[answer->part - 1] : call->call);
 	if (answer->message)
 	{
 		StringInfoData message;

@@ -50,6 +50,7 @@
 #include "compat.h"
 #include "compile.h"
 #include "server.h"
+#include "two_phase.h"
 #include "types.h"
 
 /* ---- JSON objects ---- */
@@ -488,6 +489,7 @@ saga_definition_compile(const SagaDefinitionRow *row, SagaFaults *faults)
 	def->graph->has_on_completed = def->on_completed != NULL;
 	def->graph->has_on_compensated = def->on_compensated != NULL;
 	def->graph->has_on_stuck = def->on_stuck != NULL;
+	saga_two_phase_compile(&c);
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(c.scratch);
 	return def;
