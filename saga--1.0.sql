@@ -1576,7 +1576,8 @@ CREATE TABLE saga.projection (
     created_at   timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
     replaces     bigint UNIQUE,
     stages       jsonb NOT NULL DEFAULT '[]',
-    deterministic boolean NOT NULL DEFAULT true
+    deterministic boolean NOT NULL DEFAULT true,
+    built_on     bigint[]
 ) WITH (fillfactor = 50);
 CREATE UNIQUE INDEX projection_view ON saga.projection (view) WHERE replaces IS NULL;
 COMMENT ON TABLE saga.projection IS 'Projections; only the library writes them';
@@ -1607,6 +1608,7 @@ COMMENT ON COLUMN saga.projection.created_at IS 'When it was created';
 COMMENT ON COLUMN saga.projection.replaces IS 'Id of the projection of the same view whose place it takes when it is filled';
 COMMENT ON COLUMN saga.projection.stages IS 'The parts of the query, and the class of each';
 COMMENT ON COLUMN saga.projection.deterministic IS 'False: the query leaves the choice among equals open';
+COMMENT ON COLUMN saga.projection.built_on IS 'Digests of the views and sources that the contents come from; others mean a rebuild';
 
 SELECT pg_catalog.pg_extension_config_dump('saga.projection', '');
 SELECT pg_catalog.pg_extension_config_dump('saga.projection_id_seq', '');
