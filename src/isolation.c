@@ -39,10 +39,7 @@ void
 saga_local_end(void)
 {
 	/* a handler in the action may have caught it */
-	if (saga_local_waits())
-		ereport(ERROR,
-				(errcode(ERRCODE_SAGA_TRY_AGAIN),
-				 errmsg("the action waits for a semantic lock")));
+	saga_lock_raise();
 	saga_local_action = NULL;
 }
 

@@ -59,7 +59,8 @@ typedef struct Wanted
 {
 	bool		set;
 	Oid			source;
-	char	   *key;			/* malloc'd by TopMemoryContext */
+	char	   *key;			/* in TopMemoryContext, like the next */
+	char	   *why;
 	int64		timeout_us;		/* -1: none */
 } Wanted;
 
@@ -75,8 +76,11 @@ void
 saga_local_reset(void)
 {
 	saga_local_action = NULL;
-	if (wanted.key)
+	if (wanted.set)
+	{
 		pfree(wanted.key);
+		pfree(wanted.why);
+	}
 	memset(&wanted, 0, sizeof(wanted));
 }
 
@@ -305,18 +309,31 @@ check_source(Oid source, const char *key)
 static void pg_attribute_noreturn()
 wait_for(Oid source, const char *key, int64 timeout_us, const pg_uuid_t *holder)
 {
-	wanted.source = source;
-	wanted.key = MemoryContextStrdup(TopMemoryContext, key);
-	wanted.timeout_us = timeout_us;
-	wanted.set = true;
-	if (holder)
+	char	   *name = lock_name(source, key);
+	char	   *why = holder ?
+		psprintf("saga %s has the semantic lock on %s", uuid_text(holder), name) :
+		psprintf("another saga waits for the semantic lock on %s", name);
+
+	if (!wanted.set)
+	{
+		wanted.source = source;
+		wanted.key = MemoryContextStrdup(TopMemoryContext, key);
+		wanted.why = MemoryContextStrdup(TopMemoryContext, why);
+		wanted.timeout_us = timeout_us;
+		wanted.set = true;
+	}
+	saga_lock_raise();
+	pg_unreachable();
+}
+
+/* Raise what the action waits for, if it does. */
+void
+saga_lock_raise(void)
+{
+	if (wanted.set)
 		ereport(ERROR,
 				(errcode(ERRCODE_SAGA_TRY_AGAIN),
-				 errmsg("saga %s has the semantic lock on %s", uuid_text(holder),
-						lock_name(source, key))));
-	ereport(ERROR,
-			(errcode(ERRCODE_SAGA_TRY_AGAIN),
-			 errmsg("another saga waits for the semantic lock on %s", lock_name(source, key))));
+				 errmsg("%s", wanted.why)));
 }
 
 /* saga.semantic_lock(source regclass, key text, policy text, timeout interval) */

@@ -13,4 +13,7 @@
  */
 extern void saga_locks_release(Datum ids);
 
+/* Raise an error if the action that runs has asked to wait. */
+extern void saga_lock_raise(void);
+
 #endif							/* SAGA_SEMANTIC_LOCK_H */
