@@ -83,6 +83,7 @@ typedef struct SagaCallOut
 	bool		local;
 	bool		conditional;
 	bool		asks_first;		/* a claim before an undo elsewhere */
+	SagaTime	retry_after;	/* as the participant wishes; 0 = nothing */
 	bool		solo;
 	SagaTime	retry_after;	/* of a failure: not before */
 	int			executor;		/* local: which, -1 = waiting for one */
