@@ -83,9 +83,8 @@ typedef struct SagaCallOut
 	bool		local;
 	bool		conditional;
 	bool		asks_first;		/* a claim before an undo elsewhere */
-	SagaTime	retry_after;	/* as the participant wishes; 0 = nothing */
+	SagaTime	retry_after;	/* as the participant, or a lock, wishes; 0 = nothing */
 	bool		solo;
-	SagaTime	retry_after;	/* of a failure: not before */
 	int			executor;		/* local: which, -1 = waiting for one */
 	char	   *message;		/* local: the request, until it is sent */
 	Size		message_length;
