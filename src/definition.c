@@ -49,6 +49,8 @@
 
 #include "compat.h"
 #include "compile.h"
+#include "server.h"
+#include "two_phase.h"
 #include "types.h"
 
 /* ---- JSON objects ---- */
@@ -246,6 +248,22 @@ compile_node(SagaCompile *c, int i, bool *undo_waived)
 	}
 }
 
+/*
+ * Is the text that of an HTTP request?  A server that is gone can no longer
+ * tell, but the text can.
+ */
+static bool
+is_http(const SagaCall *call, const char *text)
+{
+	SagaServerKind kind;
+
+	if (call->server == NULL)
+		return false;
+	if (saga_server_kind(call->server, &kind))
+		return kind == SAGA_SERVER_HTTP;
+	return saga_template_looks_http(text);
+}
+
 static void
 compile_texts(SagaCompile *c, int i)
 {
@@ -259,6 +277,13 @@ compile_texts(SagaCompile *c, int i)
 	{
 		place.part = "action";
 		place.remote = action->server != NULL;
+		place.http = is_http(action, text);
+		if (place.http && (action->expect_rows >= 0 ||
+						   action->shape == SAGA_RESULT_ROWS ||
+						   action->shape == SAGA_RESULT_FIRST))
+			saga_fault(c->faults, c->def->graph->nodes[i].name,
+					   "Of an HTTP step, result can be 'none' only.",
+					   "an HTTP answer has no rows");
 		action->tmpl = saga_compile_template(&place, text);
 	}
 	if (compensation != NULL)
@@ -266,8 +291,9 @@ compile_texts(SagaCompile *c, int i)
 		place.part = "compensation";
 		place.undo = true;
 		place.remote = compensation->server != NULL;
-		compensation->tmpl = saga_compile_template(&place,
-											  saga_json_text(json, "compensation"));
+		text = saga_json_text(json, "compensation");
+		place.http = is_http(compensation, text);
+		compensation->tmpl = saga_compile_template(&place, text);
 	}
 }
 
@@ -419,6 +445,8 @@ compile_nodes(SagaCompile *c)
 	undo_waived = MemoryContextAllocZero(c->scratch, Max(1, c->nnodes));
 	def->action = palloc0(Max(1, c->nnodes) * sizeof(SagaCall *));
 	def->compensation = palloc0(Max(1, c->nnodes) * sizeof(SagaCall *));
+	def->condition = palloc0(Max(1, c->nnodes) * sizeof(SagaCall *));
+	def->control = palloc0(Max(1, c->nnodes) * sizeof(SagaCall *));
 
 	/* declared types of all results first: texts refer to them */
 	for (int i = 0; i < c->nnodes; i++)
@@ -461,16 +489,23 @@ saga_definition_compile(const SagaDefinitionRow *row, SagaFaults *faults)
 	def->graph->has_on_completed = def->on_completed != NULL;
 	def->graph->has_on_compensated = def->on_compensated != NULL;
 	def->graph->has_on_stuck = def->on_stuck != NULL;
+	saga_two_phase_compile(&c);
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(c.scratch);
 	return def;
+}
+
+SagaCall *
+saga_definition_eval(const SagaDefinition *def, int node, SagaEval eval)
+{
+	return eval == SAGA_EVAL_CONDITION ? def->condition[node] : def->control[node];
 }
 
 int
 saga_definition_node(const SagaDefinition *def, const char *step)
 {
 	int			low = 0;
-	int			high = def->graph->nnodes - 1;
+	int			high = def->nnames - 1;
 
 	while (low <= high)
 	{

@@ -40,7 +40,7 @@ enum
 	INST_SQLSTATE, INST_ERROR, INST_CORRELATION, INST_LABELS, INST_PRIORITY,
 	INST_STARTED_BY, INST_STARTED_AT, INST_START_AT, INST_DEADLINE,
 	INST_ENDED_AT, INST_ORIGIN, INST_PARENT, INST_PARENT_STEP, INST_DEPTH,
-	INST_COPY_OF, INST_COLUMNS
+	INST_COPY_OF, INST_PROTOCOL, INST_COLUMNS
 };
 
 /* ---------------------------------------------------------------- writing */
@@ -379,6 +379,7 @@ saga_log_read_instance(const pg_uuid_t *id, SagaInstanceRow *row)
 		row->origin = DatumGetInt32(v[INST_ORIGIN]);
 		row->scheduled = !n[INST_LABELS] &&
 			has_member(DatumGetJsonbP(v[INST_LABELS]), "schedule");
+		row->two_phase = strcmp(TextDatumGetCString(v[INST_PROTOCOL]), "two_phase") == 0;
 	}
 	saga_table_close(table);
 	return found;

@@ -119,6 +119,7 @@ typedef struct SagaInstanceRow
 	bool		ended;			/* by an executor, log not yet closed */
 	int32		origin;			/* saga_origin() of where it was started */
 	bool		scheduled;		/* started by a schedule */
+	bool		two_phase;		/* protocol */
 } SagaInstanceRow;
 
 /* Number of the last record of a saga's log. */

@@ -121,6 +121,7 @@ start_saga(Schedule *s, TimestampTz at)
 	saga_run_as_begin(s->owner, "pg_catalog", &saved);
 	o.def = saga_definition_to_start(s->definition, 0);
 	o.priority = o.def->priority;
+	o.protocol = o.def->protocol;
 	o.labels = labels_of(s, at);
 	o.started_by = s->owner;
 	if (saga_start_one(instances, &o, input,

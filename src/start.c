@@ -116,6 +116,29 @@ parse_on_conflict(const char *s)
 			 errhint("Use 'return', 'error' or 'restart_if_ended'.")));
 }
 
+/* The protocol asked for, if the definition allows it. */
+static SagaProtocol
+parse_protocol(const SagaDefinition *def, const char *s)
+{
+	SagaProtocol protocol;
+
+	if (strcmp(s, "saga") == 0)
+		protocol = SAGA_PROTOCOL_SAGA;
+	else if (strcmp(s, "two_phase") == 0)
+		protocol = SAGA_PROTOCOL_TWO_PHASE;
+	else
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid value for protocol: \"%s\"", s),
+				 errhint("Use 'saga' or 'two_phase'.")));
+	if ((def->protocols & (1 << protocol)) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("saga \"%s\" cannot be run by protocol '%s'", def->name, s),
+				 errhint("Define it with protocols => '{saga,two_phase}'.")));
+	return protocol;
+}
+
 SagaDefinition *
 saga_definition_to_start(const char *name, int version)
 {
@@ -160,8 +183,8 @@ saga_start_insert(SagaTable *table, const SagaStartOptions *o,
 {
 	TimestampTz now = GetCurrentTimestamp();
 	TimestampTz deadline = deadline_of(o, now);
-	Datum		v[25];
-	bool		n[25];
+	Datum		v[26];
+	bool		n[26];
 
 	memset(n, true, sizeof(n));
 #define SET(i, datum) (v[i] = (datum), n[i] = false)
@@ -192,6 +215,8 @@ saga_start_insert(SagaTable *table, const SagaStartOptions *o,
 	SET(23, Int32GetDatum(o->depth));
 	if (o->copy_of)
 		SET(24, UUIDPGetDatum(o->copy_of));
+	SET(25, CStringGetTextDatum(o->protocol == SAGA_PROTOCOL_TWO_PHASE ?
+								"two_phase" : "saga"));
 #undef SET
 	saga_table_insert(table, v, n);
 	saga_wake_at_commit(id, 0, o->priority);
@@ -348,15 +373,6 @@ check_labels(Jsonb *labels)
 	return labels;
 }
 
-static void
-check_protocol(const SagaDefinition *def, const char *protocol)
-{
-	if (strcmp(protocol, "saga") != 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("saga \"%s\" does not run by protocol \"%s\"", def->name, protocol)));
-}
-
 /* start(definition, input, key, start_at, on_conflict, version, priority,
  * deadline, correlation, labels, protocol) */
 Datum
@@ -385,8 +401,8 @@ saga_start(PG_FUNCTION_ARGS)
 	o.deadline = PG_ARGISNULL(7) ? NULL : check_deadline(PG_GETARG_INTERVAL_P(7));
 	o.correlation = PG_ARGISNULL(8) ? NULL : PG_GETARG_TEXT_PP(8);
 	o.labels = PG_ARGISNULL(9) ? NULL : check_labels(PG_GETARG_JSONB_P(9));
-	if (!PG_ARGISNULL(10))
-		check_protocol(o.def, text_to_cstring(PG_GETARG_TEXT_PP(10)));
+	o.protocol = PG_ARGISNULL(10) ? o.def->protocol :
+		parse_protocol(o.def, text_to_cstring(PG_GETARG_TEXT_PP(10)));
 	o.started_by = GetUserId();
 
 	table = saga_table_open("instance", RowExclusiveLock);
@@ -442,6 +458,7 @@ saga_start_many(PG_FUNCTION_ARGS)
 	o.def = saga_definition_to_start(text_to_cstring(PG_GETARG_TEXT_PP(0)), 0);
 	o.priority = o.def->priority;
 	o.started_by = GetUserId();
+	o.protocol = o.def->protocol;
 
 	per_row = AllocSetContextCreate(CurrentMemoryContext, "saga start_many",
 									ALLOCSET_DEFAULT_SIZES);

@@ -38,6 +38,7 @@ typedef struct SagaStartOptions
 	const char *parent_step;
 	int			depth;			/* parents above it */
 	const pg_uuid_t *copy_of;	/* restarted or forked from */
+	SagaProtocol protocol;
 	Oid			started_by;
 } SagaStartOptions;
 
