@@ -1513,6 +1513,66 @@ GRANT EXECUTE ON FUNCTION saga.graph(text, text, integer), saga.spans_(uuid), sa
     saga.html_(text), saga.html_table_(text, text[], jsonb), saga.html_page_(text, text),
     saga.report_html(), saga.report_html(uuid)
     TO saga_user, saga_operator, saga_monitor;
+-- ---------------------------------------------------------------------------
+-- Schedules.
+
+CREATE TABLE saga.schedule (
+    name       text PRIMARY KEY,
+    definition text NOT NULL,
+    cron       text,
+    every      interval CHECK ((cron IS NULL) <> (every IS NULL)),
+    input      jsonb NOT NULL,
+    timezone   text NOT NULL,
+    catch_up   text NOT NULL CHECK (catch_up IN ('all', 'last', 'none')),
+    overlap    text NOT NULL CHECK (overlap IN ('skip', 'queue', 'allow')),
+    time_field text,
+    owner      regrole NOT NULL,
+    anchor     timestamptz NOT NULL,
+    next_at    timestamptz NOT NULL,
+    queued     timestamptz[] NOT NULL DEFAULT '{}',
+    last_at    timestamptz,
+    last_saga  uuid,
+    runs       bigint NOT NULL DEFAULT 0,
+    missed     bigint NOT NULL DEFAULT 0,
+    error      text,
+    created_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    origin     integer NOT NULL
+);
+COMMENT ON TABLE saga.schedule IS 'What saga.schedule() made; only the library writes it';
+SELECT pg_catalog.pg_extension_config_dump('saga.schedule', '');
+
+CREATE FUNCTION saga.schedule(
+    name text,
+    definition text,
+    cron text DEFAULT NULL,
+    every interval DEFAULT NULL,
+    input jsonb DEFAULT '{}',
+    timezone text DEFAULT 'UTC',
+    catch_up text DEFAULT 'all',
+    overlap text DEFAULT 'skip',
+    time_field text DEFAULT NULL)
+RETURNS timestamptz LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_schedule';
+COMMENT ON FUNCTION saga.schedule(text, text, text, interval, jsonb, text, text, text, text)
+IS 'Start a saga by the clock, again and again; returns the time of the next run';
+
+CREATE FUNCTION saga.unschedule(name text)
+RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_unschedule';
+COMMENT ON FUNCTION saga.unschedule(text) IS 'Drop a schedule; sagas that it started go on';
+
+CREATE FUNCTION saga.cron_next(cron text, timezone text DEFAULT 'UTC', after timestamptz DEFAULT pg_catalog.now())
+RETURNS timestamptz LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'saga_cron_next_time';
+COMMENT ON FUNCTION saga.cron_next(text, text, timestamptz)
+IS 'The first time after another one that a cron expression means; NULL if there is none';
+
+CREATE VIEW saga.schedules WITH (security_barrier) AS
+SELECT s.name, s.definition, pg_catalog.pg_get_userbyid(s.owner) AS owner, s.cron, s.every, s.timezone, s.input,
+       s.time_field, s.catch_up, s.overlap, s.next_at AS next_run, s.last_at AS last_run, s.last_saga,
+       pg_catalog.cardinality(s.queued) AS queued, s.runs, s.missed, s.error, s.created_at
+FROM saga.schedule s
+WHERE s.owner = (SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolname = current_user)
+   OR saga.may(s.definition, 'see');
+COMMENT ON VIEW saga.schedules IS 'Schedules that you made, or of definitions that you may see';
+
 
 -- ---------------------------------------------------------------------------
 -- Isolation: what sagas lack between each other, and local actions can ask
@@ -2125,6 +2185,8 @@ REVOKE ALL ON ALL TABLES IN SCHEMA saga FROM PUBLIC;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA saga FROM PUBLIC;
 GRANT SELECT ON saga.instances, saga.steps, saga.log, saga.stuck, saga.in_doubt, saga.definitions, saga.participants,
     saga.stat_sagas, saga.stat_participants, saga.stat_workers,
+GRANT SELECT ON saga.instances, saga.steps, saga.log, saga.stuck, saga.definitions, saga.participants,
+    saga.stat_sagas, saga.stat_participants, saga.stat_workers, saga.schedules,
     saga.projections, saga.stat_projections, saga.progress, saga.handlers TO saga_user, saga_operator, saga_monitor;
 GRANT EXECUTE ON FUNCTION saga.may(text, text), saga.workers_(), saga.participant_stats_(), saga.definition_steps_(jsonb),
     saga.protocol_steps_(jsonb, text), saga.two_phase_branches_(jsonb), saga.prepared_gid_(uuid, text, integer)
@@ -2136,6 +2198,8 @@ GRANT EXECUTE ON FUNCTION saga.verb_(uuid, text, text, jsonb, boolean, text, boo
     saga.cancel(uuid, text, boolean), saga.terminate(uuid, text, boolean, boolean), saga.pause(uuid, text, boolean),
     saga.resume(uuid, text, boolean), saga.retry_step(uuid, text, text, boolean),
     saga.skip_step(uuid, text, jsonb, text, boolean, boolean) TO saga_user, saga_operator;
+GRANT EXECUTE ON FUNCTION saga.schedule(text, text, text, interval, jsonb, text, text, text, text), saga.unschedule(text),
+    saga.cron_next(text, text, timestamptz) TO saga_user;
 GRANT EXECUTE ON FUNCTION saga.check_log(uuid) TO saga_operator, saga_monitor;
 GRANT EXECUTE ON FUNCTION saga.create_projection(text, text, text, text[], text[], text, text, interval),
     saga.explain_projection(text), saga.replace_projection(text, text, text[], text[], text, text), saga.rename_projection(text, text),
@@ -2246,6 +2310,29 @@ BEGIN
         ('in_doubt', 'decision', 'commit, rollback, or null: none yet'),
         ('in_doubt', 'waits_for', 'what must happen before it is ended'),
         ('in_doubt', 'error', 'of the last attempt'),
+        ('schedule', 'name', 'as given to saga.schedule()'),
+        ('schedule', 'definition', 'whose newest version is started'),
+        ('schedule', 'cron', 'when, or'),
+        ('schedule', 'every', 'how often'),
+        ('schedule', 'input', 'input of each run'),
+        ('schedule', 'timezone', 'whose clocks cron, days and months are about'),
+        ('schedule', 'catch_up', 'which runs that were missed are made up for: all, last or none'),
+        ('schedule', 'overlap', 'if the run before has not ended: skip, queue or allow'),
+        ('schedule', 'time_field', 'field of the input that gets the time of the run'),
+        ('schedule', 'owner', 'role that starts the sagas'),
+        ('schedule', 'anchor', 'from when on every is counted'),
+        ('schedule', 'next_at', 'time of the next run'),
+        ('schedule', 'queued', 'times of runs that wait for the one before to end'),
+        ('schedule', 'last_at', 'time that the last run was for'),
+        ('schedule', 'last_saga', 'the last run'),
+        ('schedule', 'runs', 'sagas started'),
+        ('schedule', 'missed', 'times for which none was started'),
+        ('schedule', 'error', 'why the last time gave none'),
+        ('schedule', 'created_at', 'when it was made'),
+        ('schedule', 'origin', 'saga.identity.origin of the database it was made in'),
+        ('schedules', 'next_run', 'time of the next run'),
+        ('schedules', 'last_run', 'time that the last run was for'),
+        ('schedules', 'queued', 'runs that wait for the one before to end'),
         ('stuck_saga', 'saga_id', 'the saga'),
         ('stuck_saga', 'step', 'the step'),
         ('stuck_saga', 'operation', 'action, undo or hook'),
@@ -2397,9 +2484,9 @@ BEGIN
         FROM pg_catalog.pg_class v
         JOIN pg_catalog.pg_attribute a ON a.attrelid = v.oid AND a.attnum > 0
         JOIN pg_catalog.pg_class t ON t.relnamespace = v.relnamespace
-             AND t.relname = CASE v.relname WHEN 'log' THEN 'log_record' WHEN 'stuck' THEN 'stuck_saga' ELSE 'instance' END
+             AND t.relname = CASE v.relname WHEN 'log' THEN 'log_record' WHEN 'stuck' THEN 'stuck_saga' WHEN 'schedules' THEN 'schedule' ELSE 'instance' END
         JOIN pg_catalog.pg_attribute b ON b.attrelid = t.oid AND b.attname = a.attname
-        WHERE v.relnamespace = 'saga'::regnamespace AND v.relname IN ('instances', 'log', 'stuck')
+        WHERE v.relnamespace = 'saga'::regnamespace AND v.relname IN ('instances', 'log', 'stuck', 'schedules')
           AND pg_catalog.col_description(v.oid, a.attnum) IS NULL
     LOOP
         EXECUTE pg_catalog.format('COMMENT ON COLUMN saga.%I.%I IS %L', c.relation, c.col, c.meaning);

@@ -32,6 +32,7 @@
 #include "guc.h"
 #include "http_result.h"
 #include "projector.h"
+#include "schedule.h"
 
 /* Locks of ours carry a field4 that no SQL function can produce. */
 #define SAGA_LOCK_CLASS		0x73616761
@@ -258,6 +259,7 @@ start(Datum main_arg)
 				 errdetail("New sagas are found every saga.safety_poll_interval only.")));
 	recover();
 	recovered_at = GetXLogInsertRecPtr();
+	me->ready_at = saga_now();
 	me->ready = true;
 	say("");
 	if (me->number == 0)
@@ -444,9 +446,11 @@ turn(bool poll_tables)
 	if (saga_now() >= next_upkeep)
 	{
 		next_upkeep = saga_now() + UPKEEP_EVERY;
-		saga_dispatch_upkeep();
+		saga_dispatch_job(SAGA_HOOK_UPKEEP);
 		saga_purge_barriers();
 	}
+	if (me->number == 0)
+		saga_schedules_look(poll_tables);
 	take_ring();
 	saga_worker_look_again();	/* at the rows the ring announced */
 	for (int i = 0; i < nanswers; i++)
@@ -563,6 +567,9 @@ sleep_for(TimestampTz next_poll)
 {
 	TimestampTz now = saga_now();
 	SagaTime	due = Min(Min(next_poll, next_upkeep), saga_runs_next_due());
+
+	if (me->number == 0)
+		due = Min(due, saga_schedules_due());
 
 	if (!turn_is_empty())
 		due = Min(due, saga_turn_flush ? Max(now, write_again) :

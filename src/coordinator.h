@@ -198,6 +198,8 @@ extern bool saga_dispatch_executors_gone(void);	/* none serves another */
 extern void saga_dispatch_attach(void);
 extern void saga_dispatch_pump(void);	/* in a transaction: replies, losses */
 extern void saga_dispatch_flush(void);	/* send what has gathered */
-extern void saga_dispatch_upkeep(void);
+
+/* Have an executor do a job of the database's. */
+extern void saga_dispatch_job(SagaHook hook);
 
 #endif							/* SAGA_COORDINATOR_H */

@@ -32,6 +32,7 @@ typedef enum SagaHook
 	SAGA_HOOK_COMPENSATED,
 	SAGA_HOOK_STUCK,
 	SAGA_HOOK_UPKEEP,			/* no action: run saga.upkeep() */
+	SAGA_HOOK_SCHEDULES,		/* ... start what is scheduled */
 } SagaHook;
 
 /*
@@ -92,6 +93,7 @@ saga_exec_call(SagaDefinition *def, int node, SagaOp op, SagaHook hook)
 		case SAGA_HOOK_STUCK:
 			return def->on_stuck;
 		case SAGA_HOOK_UPKEEP:
+		case SAGA_HOOK_SCHEDULES:
 			return NULL;
 		case SAGA_HOOK_NONE:
 			break;

@@ -46,6 +46,7 @@
 #include "result.h"
 #include "rows.h"
 #include "saga.h"
+#include "schedule.h"
 #include "spi_util.h"
 #include "two_phase.h"
 
@@ -628,7 +629,8 @@ run_batch(Work **items, int n, bool *failed)
 			Work	   *item = items[done];
 
 			CHECK_FOR_INTERRUPTS();
-			if (done > 0 && (item->request.solo || items[0]->request.solo))
+			if (done > 0 && (item->request.solo || items[0]->request.solo ||
+							 item->request.hook == SAGA_HOOK_SCHEDULES))
 				break;
 			if (ends_saga(item))
 				flush = true;
@@ -691,6 +693,8 @@ serve(Work **items, int n)
 
 		if (items[0]->request.hook == SAGA_HOOK_UPKEEP)
 			run_upkeep(items[0]);
+		else if (items[0]->request.hook == SAGA_HOOK_SCHEDULES)
+			saga_schedules_run();
 		else
 			done = run_batch(items, n, &failed);
 		if (failed && done > 1)

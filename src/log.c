@@ -370,6 +370,15 @@ text_of(Datum value, bool isnull)
 	return isnull ? NULL : TextDatumGetCString(value);
 }
 
+static bool
+has_member(Jsonb *object, const char *name)
+{
+	JsonbValue	value;
+
+	return JB_ROOT_IS_OBJECT(object) &&
+		getKeyJsonValueFromContainer(&object->root, name, strlen(name), &value) != NULL;
+}
+
 bool
 saga_log_read_instance(const pg_uuid_t *id, SagaInstanceRow *row)
 {
@@ -393,6 +402,8 @@ saga_log_read_instance(const pg_uuid_t *id, SagaInstanceRow *row)
 		row->deadline = n[INST_DEADLINE] ? DT_NOEND : DatumGetTimestampTz(v[INST_DEADLINE]);
 		row->ended = !n[INST_ENDED_AT];
 		row->origin = DatumGetInt32(v[INST_ORIGIN]);
+		row->scheduled = !n[INST_LABELS] &&
+			has_member(DatumGetJsonbP(v[INST_LABELS]), "schedule");
 		row->two_phase = strcmp(TextDatumGetCString(v[INST_PROTOCOL]), "two_phase") == 0;
 	}
 	saga_table_close(table);

@@ -122,6 +122,7 @@ typedef struct SagaInstanceRow
 	TimestampTz deadline;		/* DT_NOEND: none */
 	bool		ended;			/* by an executor, log not yet closed */
 	int32		origin;			/* saga_origin() of where it was started */
+	bool		scheduled;		/* started by a schedule */
 	bool		two_phase;		/* protocol */
 } SagaInstanceRow;
 

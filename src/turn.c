@@ -448,7 +448,11 @@ saga_turn_written(XLogRecPtr lsn)
 		run->ordered = false;
 		run->change = -1;
 		if (SAGA_STATE_ENDED(run->state->state))
+		{
+			if (run->row.scheduled)
+				saga_schedules_wake();
 			saga_run_free(run, true);
+		}
 		else if (run->known->has_wakeup)
 			saga_run_free(run, false);
 	}
