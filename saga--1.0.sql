@@ -2184,8 +2184,6 @@ COMMENT ON TRIGGER wake_projector ON saga.handler IS 'Handlers that come from a 
 REVOKE ALL ON ALL TABLES IN SCHEMA saga FROM PUBLIC;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA saga FROM PUBLIC;
 GRANT SELECT ON saga.instances, saga.steps, saga.log, saga.stuck, saga.in_doubt, saga.definitions, saga.participants,
-    saga.stat_sagas, saga.stat_participants, saga.stat_workers,
-GRANT SELECT ON saga.instances, saga.steps, saga.log, saga.stuck, saga.definitions, saga.participants,
     saga.stat_sagas, saga.stat_participants, saga.stat_workers, saga.schedules,
     saga.projections, saga.stat_projections, saga.progress, saga.handlers TO saga_user, saga_operator, saga_monitor;
 GRANT EXECUTE ON FUNCTION saga.may(text, text), saga.workers_(), saga.participant_stats_(), saga.definition_steps_(jsonb),
