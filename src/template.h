@@ -159,6 +159,9 @@ typedef struct SagaNameScope
 extern SagaTemplate *saga_template_parse(const char *text,
 										 SagaNameScope *scope, char **problem);
 
+/* After types of parameters were changed. */
+extern void saga_template_rehash(SagaTemplate *tmpl);
+
 /*
  * Values of all parameters as text in the current memory context, NULL for
  * SQL NULL and for a missing path.  Scalars as their text; objects and arrays
