@@ -48,9 +48,17 @@ CREATE TABLE saga.instance (
     start_at      timestamptz,
     deadline      timestamptz,
     ended_at      timestamptz,
-    origin        integer NOT NULL
+    origin        integer NOT NULL,
+    parent_id     uuid,
+    parent_step   text,
+    depth         integer NOT NULL DEFAULT 0,
+    copy_of       uuid,
+    protocol      text NOT NULL DEFAULT 'saga'
 ) WITH (fillfactor = 45);
 CREATE INDEX instance_live ON saga.instance (bucket) WHERE ended_at IS NULL;
+-- These never change, so an update stays HOT.
+CREATE INDEX instance_labels ON saga.instance USING gin (labels jsonb_path_ops) WHERE labels IS NOT NULL;
+CREATE INDEX instance_parent ON saga.instance (parent_id) WHERE parent_id IS NOT NULL;
 COMMENT ON TABLE saga.instance IS 'One row for each saga; equals the fold of its log';
 
 -- The idempotency keys of start(), over all versions of a definition.
@@ -647,6 +655,16 @@ CREATE FOREIGN DATA WRAPPER saga_postgres
 COMMENT ON FOREIGN DATA WRAPPER saga_postgres IS
 'PostgreSQL databases that take part in sagas; USAGE on a server of it is the right to call out';
 
+CREATE FUNCTION saga.saga_http_validator(text[], oid) RETURNS void
+LANGUAGE c STRICT AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION saga.saga_http_validator(text[], oid) IS
+'checks the options of servers and user mappings of saga_http; called by CREATE and ALTER SERVER and USER MAPPING';
+
+CREATE FOREIGN DATA WRAPPER saga_http
+	NO HANDLER VALIDATOR saga.saga_http_validator;
+COMMENT ON FOREIGN DATA WRAPPER saga_http IS
+'HTTP services that take part in sagas; USAGE on a server of it is the right to call out';
+
 -- The only copy of what stands at a participant.  It is plain SQL and PL/pgSQL
 -- for PostgreSQL 12 and later, so that a managed database can be one, and may
 -- be run again at any time (also to upgrade).  Rules for its functions:
@@ -720,7 +738,7 @@ CREATE TABLE IF NOT EXISTS saga_participant.barrier
 	PRIMARY KEY (coordinator, saga, step, op)
 ) WITH (fillfactor = 85);
 COMMENT ON TABLE saga_participant.barrier IS
-'one row for each call that happened (done) or must never happen (refused); op: a action, u undo';
+'one row for each call that happened (done) or must never happen (refused); op: a action, u undo, p of a prepared transaction';
 
 CREATE OR REPLACE FUNCTION saga_participant.version() RETURNS integer
 LANGUAGE sql IMMUTABLE AS 'SELECT 1';
@@ -896,8 +914,10 @@ DECLARE
 	n bigint := 0;
 	v_size bigint := 0;
 BEGIN
-	-- an expression, as PERFORM would cost a run of the executor
-	IF pg_catalog.pg_advisory_xact_lock_shared(pg_catalog.hashtextextended(p_coordinator, 7461)) IS NULL THEN
+	-- an expression, as PERFORM would cost a run of the executor; and no lock
+	-- that a prepared transaction would keep
+	IF (CASE WHEN p_op OPERATOR(pg_catalog.<>) 'p'
+		THEN pg_catalog.pg_advisory_xact_lock_shared(pg_catalog.hashtextextended(p_coordinator, 7461)) IS NULL END) THEN
 	END IF;
 	INSERT INTO saga_participant.barrier
 		(coordinator, saga, step, op, status, not_after)
@@ -992,6 +1012,44 @@ END
 $f$;
 COMMENT ON FUNCTION saga_participant.run(text, integer, bigint, text, uuid, text, "char", timestamp with time zone, text, text[], text, text, integer, integer, text) IS
 'run one call of a saga at most once and record its result';
+
+-- First in a transaction that is to be prepared: claim the branch's key.  There
+-- is no advisory lock, for the prepared transaction would keep it, and nobody
+-- could raise the epoch while it stands.  An old coordinator that gets in here
+-- at the last moment leaves a prepared transaction, no more: whoever rolls
+-- back claims the same key first.
+CREATE OR REPLACE FUNCTION saga_participant.vote
+	(p_coordinator text, p_timeline integer, p_counter bigint, p_nonce text,
+	 p_saga uuid, p_step text, p_not_after timestamp with time zone, p_gid text)
+RETURNS text
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $f$
+BEGIN
+	IF EXISTS (SELECT FROM pg_prepared_xacts
+			   WHERE gid = p_gid AND database = current_database()
+				 AND owner = current_user) THEN
+		RAISE EXCEPTION 'this branch is prepared already' USING ERRCODE = 'SGB06';
+	END IF;
+	INSERT INTO saga_participant.barrier
+		(coordinator, saga, step, op, status, not_after)
+	SELECT p_coordinator, p_saga, p_step, 'p', 'done', p_not_after
+	WHERE EXISTS (SELECT FROM saga_participant.epoch e
+				  WHERE e.coordinator = p_coordinator
+					AND e.timeline = p_timeline AND e.counter = p_counter
+					AND e.nonce = p_nonce)
+	  AND clock_timestamp() <= p_not_after
+	ON CONFLICT DO NOTHING;
+	IF NOT FOUND THEN
+		PERFORM saga_participant.recorded(p_coordinator, p_timeline, p_counter, p_nonce,
+										  p_saga, p_step, 'p', p_not_after, false);
+		RAISE EXCEPTION 'this branch is committed already' USING ERRCODE = 'SGB06';
+	END IF;
+	RETURN 'D';
+END
+$f$;
+COMMENT ON FUNCTION saga_participant.vote(text, integer, bigint, text, uuid, text, timestamp with time zone, text) IS
+'claim the key of a branch of two-phase commit, or tell that it has voted';
 
 -- Undo of an action that may not have happened: refuse its key first, which
 -- waits for a first try that still runs.  'N': it had not, nothing was run.
@@ -1129,8 +1187,9 @@ AS 'MODULE_PATHNAME', 'saga_check_participant';
 COMMENT ON FUNCTION saga.check_participant(text) IS
 'everything a server needs in order to take part in sagas, checked one by one as the calling role; never an error';
 
-REVOKE ALL ON FOREIGN DATA WRAPPER saga_postgres FROM PUBLIC;
+REVOKE ALL ON FOREIGN DATA WRAPPER saga_postgres, saga_http FROM PUBLIC;
 REVOKE ALL ON FUNCTION saga.saga_postgres_validator(text[], oid) FROM PUBLIC;
+REVOKE ALL ON FUNCTION saga.saga_http_validator(text[], oid) FROM PUBLIC;
 REVOKE ALL ON FUNCTION saga.participant_script(text[]) FROM PUBLIC;
 REVOKE ALL ON FUNCTION saga.prepare_participant(text, boolean) FROM PUBLIC;
 REVOKE ALL ON FUNCTION saga.check_participant(text) FROM PUBLIC;
@@ -1155,9 +1214,9 @@ COMMENT ON TYPE saga.outcome IS 'What has become of a saga: see saga.wait()';
 CREATE FUNCTION saga.start(definition text, input jsonb DEFAULT '{}', key text DEFAULT NULL,
     start_at timestamptz DEFAULT NULL, on_conflict text DEFAULT 'return', version integer DEFAULT NULL,
     priority integer DEFAULT NULL, deadline interval DEFAULT NULL, correlation text DEFAULT NULL,
-    labels jsonb DEFAULT NULL)
+    labels jsonb DEFAULT NULL, protocol text DEFAULT NULL)
 RETURNS uuid LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_start';
-COMMENT ON FUNCTION saga.start(text, jsonb, text, timestamptz, text, integer, integer, interval, text, jsonb)
+COMMENT ON FUNCTION saga.start(text, jsonb, text, timestamptz, text, integer, integer, interval, text, jsonb, text)
 IS 'Start a saga as part of this transaction: no commit, no saga';
 
 CREATE FUNCTION saga.start_many(definition text, inputs jsonb, key_field text DEFAULT NULL)
@@ -1169,6 +1228,11 @@ IS 'Start a saga for each object of a JSON array';
 CREATE FUNCTION saga.wait(id uuid, timeout interval DEFAULT '30 s')
 RETURNS saga.outcome LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_wait';
 COMMENT ON FUNCTION saga.wait(uuid, interval) IS 'Wait for a saga to end; at the time-out done is false';
+
+CREATE FUNCTION saga.wait_any(ids uuid[], timeout interval DEFAULT '30 s')
+RETURNS saga.outcome LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_wait_any';
+COMMENT ON FUNCTION saga.wait_any(uuid[], interval)
+IS 'Wait for one of several sagas to end, and say which; at the time-out done is false and the rest NULL';
 
 CREATE FUNCTION saga.status(id uuid)
 RETURNS saga.outcome LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_status';
@@ -1242,7 +1306,8 @@ IS 'Fold the log of one saga, or of all, and name every row that differs from it
 CREATE VIEW saga.instances WITH (security_barrier) AS
 SELECT i.id, d.name, d.version, i.state, i.direction, i.cause, i.key, i.failed_step, i.sqlstate, i.error,
        i.input, i.output, i.correlation, i.labels, i.priority,
-       pg_catalog.pg_get_userbyid(i.started_by) AS started_by, i.started_at, i.start_at, i.deadline, i.ended_at
+       pg_catalog.pg_get_userbyid(i.started_by) AS started_by, i.started_at, i.start_at, i.deadline, i.ended_at,
+       i.parent_id, i.parent_step, i.copy_of
 FROM saga.instance i JOIN saga.definition d ON d.id = i.definition_id
 WHERE i.started_by = (SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolname = current_user)
    OR saga.may(d.name, 'see');
@@ -1320,7 +1385,7 @@ SELECT s.srvname AS name, w.fdwname AS wrapper,
           AND pg_catalog.jsonb_path_exists(d.body, '$.** ? (@.server == $name)',
                                            pg_catalog.jsonb_build_object('name', s.srvname))) AS used_by
 FROM pg_catalog.pg_foreign_server s JOIN pg_catalog.pg_foreign_data_wrapper w ON w.oid = s.srvfdw
-WHERE w.fdwname IN ('saga_postgres', 'postgres_fdw', 'dblink_fdw');
+WHERE w.fdwname IN ('saga_postgres', 'saga_http', 'postgres_fdw', 'dblink_fdw');
 COMMENT ON VIEW saga.participants IS 'Foreign servers that saga can call';
 
 CREATE VIEW saga.stat_participants WITH (security_barrier) AS
@@ -1343,13 +1408,221 @@ SELECT i.name, i.version,
        pg_catalog.count(*) FILTER (WHERE i.state = 'completed') AS completed,
        pg_catalog.count(*) FILTER (WHERE i.state = 'compensated') AS compensated,
        pg_catalog.count(*) FILTER (WHERE i.state = 'terminated') AS terminated,
+       pg_catalog.round(pg_catalog.count(*) FILTER (WHERE i.started_at > pg_catalog.now() - '60 s'::interval) / 60.0, 3) AS starts_per_s,
+       pg_catalog.round(pg_catalog.count(*) FILTER (WHERE i.ended_at > pg_catalog.now() - '60 s'::interval) / 60.0, 3) AS ends_per_s,
        pg_catalog.round((pg_catalog.percentile_cont(0.5) WITHIN GROUP (ORDER BY extract(epoch FROM i.ended_at - i.started_at) * 1000))::numeric, 3) AS p50_ms,
+       pg_catalog.round((pg_catalog.percentile_cont(0.95) WITHIN GROUP (ORDER BY extract(epoch FROM i.ended_at - i.started_at) * 1000))::numeric, 3) AS p95_ms,
        pg_catalog.round((pg_catalog.percentile_cont(0.99) WITHIN GROUP (ORDER BY extract(epoch FROM i.ended_at - i.started_at) * 1000))::numeric, 3) AS p99_ms,
        pg_catalog.max(i.started_at) AS last_started_at,
        pg_catalog.max(i.ended_at) AS last_ended_at
 FROM saga.instances i
 GROUP BY i.name, i.version;
 COMMENT ON VIEW saga.stat_sagas IS 'Outcomes and durations by definition, over the sagas that are kept';
+-- ---------------------------------------------------------------------------
+-- Pictures: text that draws itself (Mermaid, Graphviz), and pages of HTML
+-- without any outside resource.  All of them see through the views above, so
+-- with the reader's rights, and escape whatever is not theirs.
+
+CREATE FUNCTION saga.graph(definition text, format text DEFAULT 'mermaid', version integer DEFAULT NULL)
+RETURNS text LANGUAGE c STABLE AS 'MODULE_PATHNAME', 'saga_graph';
+COMMENT ON FUNCTION saga.graph(text, text, integer)
+IS 'The steps of a definition and their order, as a Mermaid flowchart or in DOT';
+
+-- One row for each operation of each step.  The call of a local step leaves no
+-- record before its end: it began when the record before that was written.
+CREATE FUNCTION saga.spans_(id uuid)
+RETURNS TABLE (step text, operation text, began timestamptz, ended timestamptz, state text, attempts integer, error text)
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+    WITH l AS (
+        SELECT r.*, pg_catalog.lag(r.at) OVER (ORDER BY r.seq) AS before
+        FROM saga.log r WHERE r.saga_id = spans_.id
+    ), s AS (
+        SELECT l.step, coalesce(l.operation, 'action') AS operation,
+               (pg_catalog.array_agg(CASE WHEN l.kind IN ('done', 'failed', 'hook') THEN coalesce(l.before, l.at) ELSE l.at END
+                                     ORDER BY l.seq))[1] AS began,
+               pg_catalog.max(l.at) AS last_at,
+               (pg_catalog.array_agg(l.kind ORDER BY l.seq DESC))[1] AS kind,
+               (pg_catalog.array_agg(l.due ORDER BY l.seq DESC))[1] AS due,
+               pg_catalog.max(l.attempt) AS attempts,
+               (pg_catalog.array_agg(l.message ORDER BY l.seq DESC) FILTER (WHERE l.message IS NOT NULL))[1] AS error,
+               pg_catalog.min(l.seq) AS seq
+        FROM l
+        WHERE l.step IS NOT NULL AND l.kind NOT IN ('undo', 'breakpoint', 'restarted')
+        GROUP BY l.step, coalesce(l.operation, 'action')
+    ), k AS (
+        SELECT s.*, CASE
+            WHEN s.kind = 'failed' AND s.due IS NOT NULL THEN 'retrying'
+            WHEN s.kind = 'done' AND s.operation = 'undo' THEN 'undone'
+            WHEN s.kind IN ('done', 'failed', 'stuck', 'skipped', 'continued', 'refused') THEN s.kind
+            WHEN s.kind = 'hook' AND s.due IS NULL THEN 'done'
+            WHEN s.kind = 'chosen' THEN 'done'
+            ELSE 'running' END AS state
+        FROM s
+    )
+    SELECT k.step, k.operation, k.began,
+           CASE WHEN k.state IN ('retrying', 'stuck', 'running')
+                THEN coalesce((SELECT i.ended_at FROM saga.instances i WHERE i.id = spans_.id), pg_catalog.clock_timestamp())
+                ELSE k.last_at END,
+           k.state, k.attempts, k.error
+    FROM k
+    ORDER BY k.began, k.seq;
+END;
+COMMENT ON FUNCTION saga.spans_(uuid) IS 'Internal: bars of the pictures of a saga';
+
+CREATE FUNCTION saga.timeline(id uuid, format text DEFAULT 'mermaid')
+RETURNS text LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    i      record;
+    s      record;
+    n      integer := 0;
+    part   text;
+    result text;
+BEGIN
+    IF format NOT IN ('mermaid', 'dot') THEN
+        RAISE EXCEPTION 'unrecognized format: "%"', format
+            USING ERRCODE = '22023', HINT = 'Formats are mermaid and dot.';
+    END IF;
+    SELECT * INTO i FROM saga.instances v WHERE v.id = timeline.id;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'saga % does not exist', id USING ERRCODE = '42704';
+    END IF;
+    IF format = 'dot' THEN
+        result := E'digraph timeline {\n  rankdir=LR;\n  node [shape=box, style=filled, fontname="sans-serif"];\n';
+    ELSE
+        -- ends of statements and of comments are what a title must not have
+        result := E'gantt\n  title ' || translate(i.name, '#;:%<>"', '_______') || ' ' || i.state
+               || E'\n  dateFormat x\n  axisFormat %H:%M:%S\n';
+    END IF;
+    FOR s IN SELECT * FROM saga.spans_(id) LOOP
+        n := n + 1;
+        IF format = 'dot' THEN
+            result := result || format('  n%s [label="%s\n%s: %s\n%s\n%s ms", fillcolor="%s"];', n,
+                replace(replace(s.step, '\', '\\'), '"', '\"'), s.operation, s.state,
+                to_char(s.began AT TIME ZONE 'UTC', 'HH24:MI:SS.MS'),
+                round(extract(epoch FROM s.ended - s.began) * 1000, 1), saga.colour_(s.state)) || E'\n'
+                || CASE WHEN n > 1 THEN format('  n%s -> n%s;', n - 1, n) || E'\n' ELSE '' END;
+        ELSE
+            IF part IS DISTINCT FROM s.step THEN
+                part := s.step;
+                result := result || '  section ' || translate(s.step, '#;:%<>"', '_______') || E'\n';
+            END IF;
+            result := result || format('    %s %s :%s%s, %s', s.operation, s.state,
+                CASE WHEN s.state IN ('done', 'undone', 'skipped', 'continued') THEN 'done, '
+                     WHEN s.state IN ('failed', 'stuck', 'refused') THEN 'crit, ' ELSE 'active, ' END,
+                floor(extract(epoch FROM s.began) * 1000), greatest(ceil(extract(epoch FROM s.ended) * 1000),
+                                                                   floor(extract(epoch FROM s.began) * 1000) + 1)) || E'\n';
+        END IF;
+    END LOOP;
+    RETURN result || CASE WHEN format = 'dot' THEN E'}\n' ELSE '' END;
+END
+$$;
+COMMENT ON FUNCTION saga.timeline(uuid, text) IS 'What a saga did when, as a Mermaid Gantt chart or in DOT';
+
+CREATE FUNCTION saga.colour_(state text)
+RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE WHEN state IN ('done', 'completed') THEN '#8fd19e'
+            WHEN state IN ('stuck', 'failed', 'terminated', 'refused') THEN '#f1a9a0'
+            WHEN state IN ('retrying', 'waiting', 'paused', 'pending') THEN '#fde08d'
+            WHEN state IN ('undone', 'compensated', 'skipped', 'continued') THEN '#cfd4da'
+            ELSE '#9ec5fe' END;
+COMMENT ON FUNCTION saga.colour_(text) IS 'Internal: colour of a state in pictures';
+
+CREATE FUNCTION saga.html_(value text)
+RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN pg_catalog.replace(pg_catalog.replace(pg_catalog.replace(pg_catalog.replace(pg_catalog.replace(
+    coalesce(value, ''), '&', '&amp;'), '<', '&lt;'), '>', '&gt;'), '"', '&quot;'), '''', '&#39;');
+COMMENT ON FUNCTION saga.html_(text) IS 'Internal: text as HTML';
+
+-- A table of HTML from rows of JSON; a column "state" has its colour.
+CREATE FUNCTION saga.html_table_(title text, columns text[], rows jsonb)
+RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT pg_catalog.concat('<h2>', saga.html_(title), '</h2>',
+        CASE WHEN rows IS NULL OR rows = '[]' THEN '<p>none</p>' ELSE pg_catalog.concat(
+            '<table><tr>', (SELECT pg_catalog.string_agg(pg_catalog.concat('<th>', saga.html_(c), '</th>'), '' ORDER BY n)
+                            FROM pg_catalog.unnest(columns) WITH ORDINALITY AS u(c, n)), '</tr>',
+            (SELECT pg_catalog.string_agg(pg_catalog.concat('<tr>',
+                 (SELECT pg_catalog.string_agg(pg_catalog.concat('<td',
+                      CASE WHEN c = 'state' THEN pg_catalog.concat(' style="background:', saga.colour_(r ->> c), '"') END,
+                      '>', saga.html_(r ->> c), '</td>'), '' ORDER BY n)
+                  FROM pg_catalog.unnest(columns) WITH ORDINALITY AS u(c, n)), '</tr>'), E'\n' ORDER BY at)
+             FROM pg_catalog.jsonb_array_elements(rows) WITH ORDINALITY AS e(r, at)), '</table>') END, E'\n');
+END;
+COMMENT ON FUNCTION saga.html_table_(text, text[], jsonb) IS 'Internal: rows as a table of HTML';
+
+CREATE FUNCTION saga.html_page_(title text, body text)
+RETURNS text LANGUAGE sql STABLE
+RETURN pg_catalog.concat('<!DOCTYPE html>', E'\n', '<html lang="en"><head><meta charset="utf-8"><title>', saga.html_(title),
+    '</title><meta http-equiv="Content-Security-Policy" content="default-src ''none''; style-src ''unsafe-inline''">',
+    '<style>body{font:14px sans-serif;margin:2em;color:#222}table{border-collapse:collapse;margin-bottom:1em}',
+    'th,td{border:1px solid #ccc;padding:3px 8px;text-align:left;vertical-align:top;max-width:40em;overflow-wrap:anywhere}',
+    'th{background:#eee}.bars{width:100%}.bars td{border:0;border-bottom:1px solid #eee}.bar{position:relative;height:16px}',
+    '.bar div{position:absolute;height:16px;min-width:2px;border-radius:2px}</style></head><body><h1>',
+    saga.html_(title), '</h1><p>', saga.html_(pg_catalog.current_database()), ', ',
+    pg_catalog.to_char(pg_catalog.clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS'), E' UTC</p>\n', body, E'</body></html>\n');
+COMMENT ON FUNCTION saga.html_page_(text, text) IS 'Internal: a whole page of HTML';
+
+CREATE FUNCTION saga.report_html()
+RETURNS text LANGUAGE sql STABLE
+RETURN saga.html_page_('Sagas', pg_catalog.concat(
+    saga.html_table_('Waiting for an operator', '{id,name,version,state,step,operation,reason,sqlstate,error,since,hint,verbs}',
+        (SELECT pg_catalog.jsonb_agg(pg_catalog.to_jsonb(s) || '{"state": "stuck"}' ORDER BY s.since)
+         FROM (SELECT * FROM saga.stuck ORDER BY since LIMIT 200) s)),
+    saga.html_table_('Definitions', '{name,version,started,live,stuck,completed,compensated,terminated,starts_per_s,ends_per_s,p50_ms,p95_ms,p99_ms,last_started_at,last_ended_at}',
+        (SELECT pg_catalog.jsonb_agg(pg_catalog.to_jsonb(s) ORDER BY s.stuck DESC, s.name, s.version) FROM saga.stat_sagas s)),
+    saga.html_table_('Sagas that run', '{id,name,version,state,direction,cause,failed_step,error,started_at,deadline}',
+        (SELECT pg_catalog.jsonb_agg(pg_catalog.to_jsonb(i) - 'input' - 'output' ORDER BY i.state <> 'stuck', i.started_at)
+         FROM (SELECT * FROM saga.instances WHERE ended_at IS NULL ORDER BY state <> 'stuck', started_at LIMIT 200) i)),
+    saga.html_table_('Ended last', '{id,name,version,state,cause,failed_step,error,started_at,ended_at}',
+        (SELECT pg_catalog.jsonb_agg(pg_catalog.to_jsonb(i) - 'input' - 'output' ORDER BY i.ended_at DESC)
+         FROM (SELECT * FROM saga.instances WHERE ended_at IS NOT NULL ORDER BY ended_at DESC LIMIT 100) i)),
+    saga.html_table_('Participants', '{name,circuit,calls,done,declined,transient,broken,unknown,in_flight,latency_avg_ms,latency_max_ms}',
+        (SELECT pg_catalog.jsonb_agg(pg_catalog.to_jsonb(p) ORDER BY p.circuit = 'closed', p.name) FROM saga.stat_participants p)),
+    saga.html_table_('Workers', '{kind,number,pid,started_at,turns,items,loaded,errors,activity}',
+        (SELECT pg_catalog.jsonb_agg(pg_catalog.to_jsonb(w) ORDER BY w.kind, w.number) FROM saga.stat_workers w))));
+COMMENT ON FUNCTION saga.report_html() IS 'All sagas you may see as one page of HTML, those that wait for an operator first';
+
+CREATE FUNCTION saga.report_html(id uuid)
+RETURNS text LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    i     record;
+    bars  text;
+    until timestamptz;
+    width numeric;
+BEGIN
+    SELECT * INTO i FROM saga.instances v WHERE v.id = report_html.id;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'saga % does not exist', id USING ERRCODE = '42704';
+    END IF;
+    until := coalesce(i.ended_at, clock_timestamp());
+    width := greatest(extract(epoch FROM until - i.started_at), 0.000001);
+    SELECT string_agg(format(
+        '<tr><td>%s</td><td>%s</td><td class="bars"><div class="bar"><div title="%s" style="left:%s%%;width:%s%%;background:%s"></div></div></td><td>%s ms</td></tr>',
+        saga.html_(s.step), saga.html_(s.operation || ': ' || s.state), saga.html_(coalesce(s.error, s.state)),
+        round(least(greatest(extract(epoch FROM s.began - i.started_at) / width * 100, 0), 99.9), 2),
+        round(least(greatest(extract(epoch FROM s.ended - s.began) / width * 100, 0), 100), 2), saga.colour_(s.state),
+        round(extract(epoch FROM s.ended - s.began) * 1000, 1)), E'\n' ORDER BY s.began)
+    INTO bars FROM saga.spans_(id) s;
+    RETURN saga.html_page_(format('%s %s', i.name, id), concat(
+        saga.html_table_('Waiting for an operator', '{step,operation,state,reason,sqlstate,error,since,hint,verbs}',
+            (SELECT jsonb_agg(to_jsonb(s) || '{"state": "stuck"}') FROM saga.stuck s WHERE s.id = report_html.id)),
+        saga.html_table_('Saga', '{id,name,version,state,direction,cause,key,failed_step,sqlstate,error,started_by,started_at,deadline,ended_at,input,output}',
+            jsonb_build_array(to_jsonb(i))),
+        '<h2>Timeline</h2><table class="bars">', bars, E'</table>\n',
+        saga.html_table_('Steps', '{position,step,state,attempts,next_attempt_at,changed_at,outcome,sqlstate,error,result}',
+            (SELECT jsonb_agg(to_jsonb(s) ORDER BY s.position) FROM saga.steps s WHERE s.saga_id = report_html.id)),
+        saga.html_table_('Log', '{seq,at,kind,step,operation,attempt,outcome,state,cause,reason,due,sqlstate,message,result,actor,note}',
+            (SELECT jsonb_agg(to_jsonb(l) ORDER BY l.seq) FROM saga.log l WHERE l.saga_id = report_html.id))));
+END
+$$;
+COMMENT ON FUNCTION saga.report_html(uuid) IS 'One saga as a page of HTML: its steps, when they ran, its log';
+
+GRANT EXECUTE ON FUNCTION saga.graph(text, text, integer), saga.spans_(uuid), saga.timeline(uuid, text), saga.colour_(text),
+    saga.html_(text), saga.html_table_(text, text[], jsonb), saga.html_page_(text, text),
+    saga.report_html(), saga.report_html(uuid)
+    TO saga_user, saga_operator, saga_monitor;
+
 -- ---------------------------------------------------------------------------
 -- Upkeep of the log.
 
@@ -1501,7 +1774,8 @@ CREATE TABLE saga.projection (
     created_at   timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
     replaces     bigint UNIQUE,
     stages       jsonb NOT NULL DEFAULT '[]',
-    deterministic boolean NOT NULL DEFAULT true
+    deterministic boolean NOT NULL DEFAULT true,
+    built_on     bigint[]
 ) WITH (fillfactor = 50);
 CREATE UNIQUE INDEX projection_view ON saga.projection (view) WHERE replaces IS NULL;
 COMMENT ON TABLE saga.projection IS 'Projections; only the library writes them';
@@ -1532,6 +1806,7 @@ COMMENT ON COLUMN saga.projection.created_at IS 'When it was created';
 COMMENT ON COLUMN saga.projection.replaces IS 'Id of the projection of the same view whose place it takes when it is filled';
 COMMENT ON COLUMN saga.projection.stages IS 'The parts of the query, and the class of each';
 COMMENT ON COLUMN saga.projection.deterministic IS 'False: the query leaves the choice among equals open';
+COMMENT ON COLUMN saga.projection.built_on IS 'Digests of the views and sources that the contents come from; others mean a rebuild';
 
 SELECT pg_catalog.pg_extension_config_dump('saga.projection', '');
 SELECT pg_catalog.pg_extension_config_dump('saga.projection_id_seq', '');
@@ -1780,8 +2055,8 @@ GRANT SELECT ON saga.instances, saga.steps, saga.log, saga.stuck, saga.definitio
     saga.projections, saga.stat_projections, saga.progress, saga.handlers TO saga_user, saga_operator, saga_monitor;
 GRANT EXECUTE ON FUNCTION saga.may(text, text), saga.workers_(), saga.participant_stats_(), saga.definition_steps_(jsonb)
     TO saga_user, saga_operator, saga_monitor;
-GRANT EXECUTE ON FUNCTION saga.start(text, jsonb, text, timestamptz, text, integer, integer, interval, text, jsonb),
-    saga.start_many(text, jsonb, text), saga.wait(uuid, interval), saga.status(uuid)
+GRANT EXECUTE ON FUNCTION saga.start(text, jsonb, text, timestamptz, text, integer, integer, interval, text, jsonb, text),
+    saga.start_many(text, jsonb, text), saga.wait(uuid, interval), saga.wait_any(uuid[], interval), saga.status(uuid)
     TO saga_user, saga_operator;
 GRANT EXECUTE ON FUNCTION saga.verb_(uuid, text, text, jsonb, boolean, text, boolean),
     saga.cancel(uuid, text, boolean), saga.terminate(uuid, text, boolean, boolean), saga.pause(uuid, text, boolean),
@@ -1852,7 +2127,12 @@ BEGIN
         ('instance', 'start_at', 'not taken up before this time'),
         ('instance', 'deadline', 'absolute deadline'),
         ('instance', 'ended_at', 'when it ended'),
+        ('instance', 'protocol', 'saga, or two_phase: by two-phase commit'),
         ('instance', 'origin', 'saga.identity.origin of the database it was started in'),
+        ('instance', 'parent_id', 'the saga of which it is a sub-saga'),
+        ('instance', 'parent_step', 'step of the parent that called it'),
+        ('instance', 'depth', 'number of parents above it'),
+        ('instance', 'copy_of', 'saga that it was restarted or forked from'),
         ('local_outcome', 'saga_id', 'the saga'),
         ('local_outcome', 'node', 'position of the step in the definition; -1: the ending action'),
         ('local_outcome', 'operation', 'a action, c compensation, h ending action'),
@@ -1951,7 +2231,10 @@ BEGIN
         ('stat_sagas', 'completed', 'ended: completed'),
         ('stat_sagas', 'compensated', 'ended: compensated'),
         ('stat_sagas', 'terminated', 'ended: terminated'),
+        ('stat_sagas', 'starts_per_s', 'starts a second over the last minute'),
+        ('stat_sagas', 'ends_per_s', 'ends a second over the last minute'),
         ('stat_sagas', 'p50_ms', 'median time from start to end, milliseconds'),
+        ('stat_sagas', 'p95_ms', '95th percentile of it'),
         ('stat_sagas', 'p99_ms', '99th percentile of it'),
         ('stat_sagas', 'last_started_at', 'last start'),
         ('stat_sagas', 'last_ended_at', 'last end'),

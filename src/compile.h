@@ -71,6 +71,7 @@ typedef struct SagaPlace
 								 * and so has :iteration */
 	bool		token;			/* so has :callback_token */
 	bool		body_seen;		/* set if one of its steps was named */
+	bool		http;			/* METHOD /path, no SQL */
 	const char *hint;			/* set with a problem */
 } SagaPlace;
 
@@ -131,8 +132,5 @@ extern void saga_compile_failures(SagaCompile *c);
 
 /* Faults that show only in the finished graph. */
 extern void saga_compile_rules(SagaCompile *c);
-
-/* Is a node, or what it is in the body of, a descendant of the pivot? */
-extern bool saga_compile_after_pivot(const SagaCompile *c, int node);
 
 #endif							/* SAGA_COMPILE_H */

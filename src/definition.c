@@ -67,6 +67,8 @@
 
 #include "compat.h"
 #include "compile.h"
+#include "server.h"
+#include "two_phase.h"
 #include "types.h"
 
 /* ---- JSON objects ---- */
@@ -491,6 +493,22 @@ compile_control(SagaCompile *c, int i)
 	}
 }
 
+/*
+ * Is the text that of an HTTP request?  A server that is gone can no longer
+ * tell, but the text can.
+ */
+static bool
+is_http(const SagaCall *call, const char *text)
+{
+	SagaServerKind kind;
+
+	if (call->server == NULL)
+		return false;
+	if (saga_server_kind(call->server, &kind))
+		return kind == SAGA_SERVER_HTTP;
+	return saga_template_looks_http(text);
+}
+
 static void
 set_expression(SagaCall *call, const SagaCall *expression)
 {
@@ -527,7 +545,18 @@ compile_action(SagaCompile *c, int i)
 		set_expression(action, expression);
 	}
 	else if (text != NULL)
+	{
+		place.http = is_http(action, text);
+		if (place.http)
+			action->kind = SAGA_CALL_HTTP;
+		if (place.http && (action->expect_rows >= 0 ||
+						   action->shape == SAGA_RESULT_ROWS ||
+						   action->shape == SAGA_RESULT_FIRST))
+			saga_fault(c->faults, c->def->graph->nodes[i].name,
+					   "Of an HTTP step, result can be 'none' only.",
+					   "an HTTP answer has no rows");
 		action->tmpl = saga_compile_template(&place, text);
+	}
 	text = saga_json_text(json, "decline_if");
 	if (text != NULL)
 	{
@@ -544,6 +573,7 @@ compile_texts(SagaCompile *c, int i)
 {
 	SagaDefinition *def = c->def;
 	SagaCall   *compensation = def->compensation[i];
+	char	   *text;
 
 	if (def->graph->nodes[i].has_condition)
 		def->condition[i] = compile_condition(c, i);
@@ -555,9 +585,11 @@ compile_texts(SagaCompile *c, int i)
 		SagaPlace	place = {.c = c,.node = i,.part = "compensation",.undo = true,
 			.remote = compensation->server != NULL};
 
-		compensation->tmpl = saga_compile_template(&place,
-												   saga_json_text(c->nodes[i].json,
-																  "compensation"));
+		text = saga_json_text(c->nodes[i].json, "compensation");
+		place.http = is_http(compensation, text);
+		if (place.http)
+			compensation->kind = SAGA_CALL_HTTP;
+		compensation->tmpl = saga_compile_template(&place, text);
 	}
 }
 
@@ -664,20 +696,18 @@ finish_graph(SagaCompile *c)
 			node->deps[node->ndeps++] = lfirst_int(lc);
 	}
 	/* without a pivot, no compensation just means that nothing is undone */
-	if (!has_pivot)
+	if (!has_pivot || (c->def->protocols & (1 << SAGA_PROTOCOL_SAGA)) == 0)
 		memset(c->undo_waived, true, graph->nnodes);
 	n = saga_graph_finish(graph, c->undo_waived, &arena, found, max);
 	for (int i = 0; i < Min(n, max); i++)
 	{
-		int			node = found[i].node;
-		const char *name = graph->nodes[node].name;
+		const char *name = graph->nodes[found[i].node].name;
 
 		if (found[i].kind == SAGA_GRAPH_TWO_PIVOTS)
 			saga_fault(c->faults, name,
 					   "Mark the one step after which the saga only goes forward.",
 					   "a second step is the pivot");
-		else if (found[i].kind == SAGA_GRAPH_UNDO_MISSING &&
-				 !saga_compile_after_pivot(c, node))
+		else if (found[i].kind == SAGA_GRAPH_UNDO_MISSING)
 			saga_fault(c->faults, name,
 					   "Give a compensation, write compensation => 'none' if nothing is to be undone, or put the step after the pivot.",
 					   "the step may have to be undone and has no compensation");
@@ -685,7 +715,7 @@ finish_graph(SagaCompile *c)
 	for (int i = 0; i < graph->nnodes; i++)
 		if (graph->nodes[i].retry.max_attempts < 0)
 			graph->nodes[i].retry.max_attempts =
-				saga_compile_after_pivot(c, i) ? 0 : 10;
+				graph->nodes[i].after_pivot ? 0 : 10;
 }
 
 static void
@@ -768,6 +798,7 @@ saga_definition_compile(const SagaDefinitionRow *row, SagaFaults *faults)
 	def->graph->has_on_completed = def->on_completed != NULL;
 	def->graph->has_on_compensated = def->on_compensated != NULL;
 	def->graph->has_on_stuck = def->on_stuck != NULL;
+	saga_two_phase_compile(&c);
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(c.scratch);
 	return def;

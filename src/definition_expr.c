@@ -15,8 +15,6 @@
  */
 #include "postgres.h"
 
-#include <ctype.h>
-
 #include "access/transam.h"
 #include "catalog/pg_type.h"
 #include "nodes/nodeFuncs.h"
@@ -27,12 +25,6 @@
 
 #include "compat.h"
 #include "compile.h"
-
-#define IS_HIGH(c)			(((unsigned char) (c)) >= 0x80)
-#define IS_NAME_START(c) \
-	(isalpha((unsigned char) (c)) || (c) == '_' || IS_HIGH(c))
-#define IS_NAME_CHAR(c) \
-	(isalnum((unsigned char) (c)) || (c) == '_' || IS_HIGH(c))
 
 /* How any value is written for a parameter of type jsonb. */
 static const SagaType json_type = {
@@ -313,23 +305,16 @@ compile_select(SagaPlace *place, const char *sql)
 
 /* ---- JSON texts with names in them ---- */
 
-/* The end of a name that begins after the colon at p, or NULL. */
+/* The end of a name that begins at the colon p, or NULL. */
 static const char *
 name_end(const char *text, const char *p, bool in_string)
 {
-	const char *end = p + 1;
+	char	  **parts;
+	int			nparts;
 
-	if (*end == '{')
-	{
-		end += 1 + strcspn(end + 1, "{}'\"\n\r");
-		return *end == '}' && end > p + 2 ? end + 1 : NULL;
-	}
-	if (in_string || !IS_NAME_START(*end) ||
-		(p > text && (IS_NAME_CHAR(p[-1]) || strchr(":'\")]", p[-1]) != NULL)))
+	if (in_string && p[1] != '{')
 		return NULL;
-	while (IS_NAME_CHAR(*end) || (*end == '.' && IS_NAME_CHAR(end[1])))
-		end++;
-	return end;
+	return saga_template_name(text, p, &parts, &nparts);
 }
 
 static void

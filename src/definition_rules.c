@@ -1,7 +1,7 @@
 /*
  * definition_rules.c
  *		What a definition's nodes may do to each other: where a failure may go
- *		back to, where the pivot may stand, what two-phase commit can carry.
+ *		back to, where the pivot may stand.
  *
  * Called by definition.c, on kinds and order (saga_compile_failures) and on
  * the finished graph (saga_compile_rules).
@@ -10,17 +10,6 @@
 
 #include "compat.h"
 #include "compile.h"
-
-bool
-saga_compile_after_pivot(const SagaCompile *c, int node)
-{
-	const SagaGraph *graph = c->def->graph;
-
-	for (; node >= 0; node = graph->scopes[c->nodes[node].scope].owner)
-		if (graph->nodes[node].after_pivot)
-			return true;
-	return false;
-}
 
 /* ---- failures ---- */
 
@@ -121,7 +110,7 @@ check_pivot(SagaCompile *c)
 		const SagaNode *node = &graph->nodes[i];
 		JsonbValue *retriable = saga_json_get(c->nodes[i].json, "retriable");
 
-		if (!saga_compile_after_pivot(c, i))
+		if (!node->after_pivot)
 			continue;
 		if (retriable != NULL && retriable->type == jbvBool &&
 			!retriable->val.boolean)
@@ -135,82 +124,8 @@ check_pivot(SagaCompile *c)
 	}
 }
 
-/* ---- two-phase commit ---- */
-
-/* Why a node cannot be a part of one atomic commit, or NULL. */
-static const char *
-two_phase_problem(const SagaDefinition *def, int i)
-{
-	const SagaCall *action = def->action[i];
-
-	switch (def->graph->nodes[i].kind)
-	{
-		case SAGA_NODE_SLEEP:
-			return "sleeps";
-		case SAGA_NODE_SIGNAL:
-			return "waits for a signal";
-		case SAGA_NODE_STEP:
-			if (action->kind == SAGA_CALL_CHILD)
-				return "runs another saga";
-			if (action->kind == SAGA_CALL_HTTP)
-				return "calls an HTTP service";
-			if (action->callback)
-				return "is answered later";
-			return NULL;
-		default:
-			return NULL;
-	}
-}
-
-/* Results of participants are not known before all have prepared. */
-static void
-check_remote_results(SagaCompile *c, int i, const SagaCall *call)
-{
-	const SagaDefinition *def = c->def;
-
-	if (call == NULL || call->tmpl == NULL)
-		return;
-	for (int j = 0; j < call->tmpl->nparams; j++)
-	{
-		const SagaParam *param = &call->tmpl->params[j];
-		int			from = param->index;
-
-		if (param->scope != SAGA_PARAM_STEP)
-			continue;
-		if (def->graph->nodes[from].kind == SAGA_NODE_EACH)
-			from = def->graph->scopes[def->graph->nodes[from].body].first;
-		if (from != i && def->action[from] != NULL &&
-			def->action[from]->server != NULL)
-			saga_fault(c->faults, def->graph->nodes[i].name,
-					   "With protocol 'two_phase' all participants act at the same time: use the input, or protocol 'saga'.",
-					   "%s is a result of another participant", param->name);
-	}
-}
-
-static void
-check_two_phase(SagaCompile *c)
-{
-	const SagaDefinition *def = c->def;
-
-	for (int i = 0; i < def->graph->nnodes; i++)
-	{
-		const char *problem = two_phase_problem(def, i);
-
-		if (problem != NULL)
-			saga_fault(c->faults, def->graph->nodes[i].name,
-					   "Use protocol 'saga'.",
-					   "the step %s, which protocol 'two_phase' cannot do",
-					   problem);
-		check_remote_results(c, i, def->action[i]);
-		check_remote_results(c, i, def->condition[i]);
-		check_remote_results(c, i, def->control[i]);
-	}
-}
-
 void
 saga_compile_rules(SagaCompile *c)
 {
 	check_pivot(c);
-	if (c->def->protocols & (1 << SAGA_PROTOCOL_TWO_PHASE))
-		check_two_phase(c);
 }

@@ -21,6 +21,7 @@
 #include "compat.h"
 #include "coordinator.h"
 #include "guc.h"
+#include "two_phase.h"
 
 #define MAX_EXECUTORS	32
 #define MAX_SHARED_OUT	64		/* requests ahead of one executor */
@@ -349,6 +350,7 @@ saga_dispatch_local(SagaCallOut *call, char **values)
 	request.tag = call->tag;
 	request.saga_id = call->saga_id;
 	request.definition_id = call->run->def->id;
+	request.two_phase = call->run->def->is_two_phase;
 	request.node = call->node;
 	request.attempt = call->attempt;
 	request.op = call->op;
@@ -425,7 +427,7 @@ run_alone(SagaCallOut *call)
 	again->local = true;
 	saga_run_values(run, node, op, attempt, &values);
 	bound = palloc0(sizeof(char *) * Max(what->tmpl->nparams, 1));
-	saga_template_bind(what->tmpl, &values, bound);
+	saga_call_bind(what, &values, bound);
 	saga_dispatch_local(again, bound);
 }
 

@@ -50,6 +50,7 @@ typedef struct SagaExecRequest
 	uint8		op;				/* SagaOp */
 	uint8		hook;			/* SagaHook */
 	bool		solo;			/* alone in its transaction, normal limits */
+	bool		two_phase;		/* of def->two_phase */
 	int32		nvalues;
 } SagaExecRequest;
 

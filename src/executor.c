@@ -46,6 +46,7 @@
 #include "rows.h"
 #include "saga.h"
 #include "spi_util.h"
+#include "two_phase.h"
 
 /* A prepared action. */
 typedef struct ActionKey
@@ -54,7 +55,7 @@ typedef struct ActionKey
 	int32		node;
 	uint8		op;
 	uint8		hook;
-	char		pad[2];
+	uint16		part;			/* of a decision, from 1 */
 } ActionKey;
 
 typedef struct ActionPlan
@@ -267,10 +268,13 @@ check_owner(const SagaDefinition *def)
 				 errhint("Give the definition to an ordinary role with saga.alter_owner(), or set saga.allow_superuser_steps.")));
 }
 
-static void
-run_action(Work *item, SagaDefinition *def, SagaCall *call)
+/* One statement; returns its result. */
+static Jsonb *
+run_statement(Work *item, SagaDefinition *def, SagaCall *call, int part,
+			  char **values)
 {
 	ActionKey		key;
+	Jsonb	   *result;
 	ActionPlan	   *plan;
 	ParamListInfo params;
 	SPIExecuteOptions options;
@@ -279,6 +283,7 @@ run_action(Work *item, SagaDefinition *def, SagaCall *call)
 
 	check_owner(def);
 	memset(&key, 0, sizeof(key));
+	key.part = part;
 	key.definition_id = def->id;
 	key.node = item->request.node;
 	key.op = item->request.op;
@@ -289,9 +294,9 @@ run_action(Work *item, SagaDefinition *def, SagaCall *call)
 	params = makeParamList(plan->nparams);
 	for (int i = 0; i < plan->nparams; i++)
 	{
-		params->params[i].value = InputFunctionCall(&plan->input[i], item->values[i],
+		params->params[i].value = InputFunctionCall(&plan->input[i], values[i],
 													plan->ioparam[i], -1);
-		params->params[i].isnull = item->values[i] == NULL;
+		params->params[i].isnull = values[i] == NULL;
 		params->params[i].pflags = PARAM_FLAG_CONST;
 		params->params[i].ptype = plan->types[i];
 	}
@@ -304,10 +309,44 @@ run_action(Work *item, SagaDefinition *def, SagaCall *call)
 				 errmsg("this statement cannot be a local action"),
 				 errdetail_internal("%s", SPI_result_code_string(rc)),
 				 errhint("Put it into a function.")));
-	item->result = saga_result_from_spi(call, rc, batch_context);
+	result = saga_result_from_spi(call, rc, batch_context);
 	saga_run_as_end(&saved);
 	if (SPI_tuptable)
 		SPI_freetuptable(SPI_tuptable);
+	return result;
+}
+
+/*
+ * The local steps of two-phase commit, one after the other.  What the names of
+ * earlier ones stand for is known only here.
+ */
+static void
+run_parts(Work *item, SagaDefinition *def, SagaCall *call)
+{
+	char	  **values = item->values;
+	Jsonb	   *results = NULL;
+
+	for (int i = 0; i < call->nparts; i++)
+	{
+		SagaCall   *part = call->parts[i];
+		Jsonb	   *result;
+
+		saga_call_bind_results(part, item->request.node, results, values);
+		result = run_statement(item, def, part, i + 1, values);
+		CommandCounterIncrement();
+		results = saga_results_add(results, call->part_names[i], result);
+		values += part->tmpl->nparams;
+	}
+	item->result = results;
+}
+
+static void
+run_action(Work *item, SagaDefinition *def, SagaCall *call)
+{
+	if (call->role == SAGA_BRANCH_DECIDE)
+		run_parts(item, def, call);
+	else
+		item->result = run_statement(item, def, call, 0, item->values);
 }
 
 static void
@@ -448,6 +487,8 @@ run_item(Work *item)
 					(errcode(ERRCODE_UNDEFINED_OBJECT),
 					 errmsg("definition " INT64_FORMAT " does not exist",
 							item->request.definition_id)));
+		if (item->request.two_phase)
+			def = def->two_phase;
 		call = saga_exec_call(def, item->request.node, item->request.op,
 							  item->request.hook);
 		if (call == NULL || call->tmpl->nparams != item->request.nvalues)

@@ -484,6 +484,8 @@ take_in(Known *known, bool at_once)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("definition " INT64_FORMAT " does not exist", row.definition_id)));
+	if (row.two_phase)
+		def = def->two_phase;
 	if (row.state == SAGA_PENDING && !at_once)
 	{
 		Gate	   *gate = gate_of(def);

@@ -42,7 +42,8 @@ static bool callbacks_registered = false;
 static int
 max_waiters(void)
 {
-	return MaxConnections + max_worker_processes;
+	/* a session may wait for several sagas */
+	return 4 * (MaxConnections + max_worker_processes);
 }
 
 static Size
@@ -540,6 +541,8 @@ saga_participant_stat(Oid serverid)
 	static SagaParticipantStat overflow;
 	SagaParticipantStat *found = NULL;
 
+	if (SagaShmem == NULL)
+		return &overflow;
 	LWLockAcquire(&SagaShmem->lock, LW_EXCLUSIVE);
 	for (int i = 0; i < SAGA_MAX_PARTICIPANTS && found == NULL; i++)
 	{

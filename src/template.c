@@ -24,6 +24,7 @@
 #include "utils/numeric.h"
 
 #include "compat.h"
+#include "http_result.h"
 #include "template.h"
 
 /* The protocol's limit is 65535; nobody gets near this. */
@@ -252,14 +253,26 @@ add_param(Scanner *s, const char *written, int len, char **parts, int nparts)
 		appendStringInfoChar(&s->sql, ' ');
 }
 
+const char *
+saga_template_name(const char *text, const char *colon, char ***parts,
+				   int *nparts)
+{
+	char		before = colon > text ? colon[-1] : ' ';
+
+	if (colon[1] == '{')
+		return split_name(colon + 2, true, parts, nparts);
+	if (!IS_NAME_CHAR(before) && strchr(":'\")]", before) == NULL &&
+		IS_NAME_START(colon[1]))
+		return split_name(colon + 1, false, parts, nparts);
+	return NULL;
+}
+
 /* At a colon that may begin a name. */
 static void
 scan_colon(Scanner *s)
 {
 	const char *start = s->p;
-	char		before = start > s->text ? start[-1] : ' ';
-	bool		braced = start[1] == '{';
-	const char *end = NULL;
+	const char *end;
 	char	  **parts;
 	int			nparts;
 
@@ -268,12 +281,7 @@ scan_colon(Scanner *s)
 		copy_to(s, start + 2);
 		return;
 	}
-	if (braced)
-		end = split_name(start + 2, true, &parts, &nparts);
-	else if (!IS_NAME_CHAR(before) && strchr(":'\")]", before) == NULL &&
-			 IS_NAME_START(start[1]))
-		end = split_name(start + 1, false, &parts, &nparts);
-
+	end = saga_template_name(s->text, start, &parts, &nparts);
 	if (end == NULL)
 	{
 		copy_to(s, start + 1);
@@ -337,7 +345,7 @@ saga_template_parse(const char *text, SagaNameScope *scope, char **problem)
 		return NULL;
 	}
 
-	result = palloc(sizeof(SagaTemplate));
+	result = palloc0(sizeof(SagaTemplate));
 	result->sql = s.sql.data;
 	result->nparams = s.nparams;
 	result->params = s.params;
@@ -520,7 +528,7 @@ follow_value(const JsonbValue *from, int npath, char **path, JsonbValue *out)
 }
 
 static bool
-follow_path(Jsonb *root, int npath, char **path, JsonbValue *out)
+follow_path(Jsonb *root, bool result, int npath, char **path, JsonbValue *out)
 {
 	JsonbValue	v;
 
@@ -529,6 +537,8 @@ follow_path(Jsonb *root, int npath, char **path, JsonbValue *out)
 	v.type = jbvBinary;
 	v.val.binary.data = &root->root;
 	v.val.binary.len = VARSIZE(root) - VARHDRSZ;
+	if (result)
+		saga_http_result_body(npath, path, &v);
 	return follow_value(&v, npath, path, out);
 }
 
@@ -553,7 +563,8 @@ json_parameter(Jsonb *root, const SagaParam *param)
 {
 	JsonbValue	v;
 
-	if (root == NULL || !follow_path(root, param->npath, param->path, &v))
+	if (root == NULL || !follow_path(root, param->scope != SAGA_PARAM_INPUT,
+									 param->npath, param->path, &v))
 		return NULL;
 	return saga_value_text(param->type_info, &v);
 }
@@ -586,7 +597,9 @@ item_parameter(const SagaParam *param, const SagaValues *values)
 	JsonbValue	v;
 
 	if (values->state == NULL)
-		return json_parameter(values->item, param);
+		return values->item != NULL &&
+			follow_path(values->item, false, param->npath, param->path, &v)
+			? saga_value_text(param->type_info, &v) : NULL;
 	items = owner >= 0 && values->items != NULL ? values->items[owner] : NULL;
 	if (items == NULL || !JB_ROOT_IS_ARRAY(items) ||
 		(item = getIthJsonbValueFromContainer(&items->root, index)) == NULL ||
@@ -659,7 +672,6 @@ system_parameter(const SagaParam *param, const SagaValues *values)
 		case SAGA_SYS_CALLBACK_TOKEN:
 			return copy_or_null(values->callback_token);
 	}
-	Assert(false);
 	return NULL;
 }
 
@@ -714,6 +726,8 @@ saga_template_bind(const SagaTemplate *tmpl, const SagaValues *values,
 				break;
 		}
 	}
+	if (tmpl->kind == SAGA_TEMPLATE_HTTP)
+		saga_http_encode(tmpl, out);
 }
 
 char *

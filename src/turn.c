@@ -20,6 +20,7 @@
 #include "compat.h"
 #include "coordinator.h"
 #include "guc.h"
+#include "two_phase.h"
 
 /* A saga with nothing to do for this long leaves memory. */
 #define EVICT_AFTER		(60 * SAGA_SECOND)
@@ -320,8 +321,9 @@ saga_run_answer(SagaCallOut *call, SagaAnswerKind answer, bool free,
 	event.kind = SAGA_EVENT_ANSWER;
 	event.op = call->op;
 	event.node = call->node;
-	event.answer = answer;
+	event.answer = saga_branch_answer(call->call, call->op, answer);
 	event.free = free;
+	event.retry_after = call->retry_after;
 	key.saga_id = call->saga_id;
 	key.node = call->node;
 	key.op = saga_outcome_op(call->op);
