@@ -146,6 +146,18 @@ CREATE TABLE saga.stuck_saga (
 );
 COMMENT ON TABLE saga.stuck_saga IS 'Sagas that wait for an operator, and why';
 
+-- Prepared transactions of ours at participants that no live saga will end.
+CREATE TABLE saga.orphan (
+    gid         text NOT NULL,
+    server      text NOT NULL,
+    decision    text NOT NULL,
+    prepared_at timestamptz NOT NULL,
+    found_at    timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    error       text,
+    PRIMARY KEY (gid, server)
+);
+COMMENT ON TABLE saga.orphan IS 'Prepared transactions at participants that no live saga will end: they are being ended';
+
 -- Who this database is to participants (the fence).
 CREATE TABLE saga.identity (
     only_one         boolean PRIMARY KEY DEFAULT true CHECK (only_one),
@@ -380,6 +392,36 @@ BEGIN ATOMIC
     FROM pg_catalog.jsonb_path_query(body, 'strict $.steps.** ? (@.type() == "object" && exists(@.name)).name') AS n;
 END;
 COMMENT ON FUNCTION saga.definition_steps_(jsonb) IS 'Internal: names of the steps of a definition as they are listed';
+
+-- The servers in the order in which they are listed.  The labels are those of
+-- label_of() in src/two_phase.c.
+CREATE FUNCTION saga.two_phase_branches_(body jsonb)
+RETURNS TABLE (branch integer, server text, label text) LANGUAGE sql IMMUTABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT b.branch, b.server,
+           CASE WHEN b.server OPERATOR(pg_catalog.~) '^[a-zA-Z0-9_]+$' COLLATE "C" THEN b.server
+                ELSE pg_catalog.concat('server-', b.branch) END
+    FROM (SELECT pg_catalog.row_number() OVER (ORDER BY pg_catalog.min(n.position))::integer OPERATOR(pg_catalog.-) 1 AS branch,
+                 n.step OPERATOR(pg_catalog.->>) 'server' AS server
+          FROM pg_catalog.jsonb_path_query(body, 'strict $.steps.** ? (@.type() == "object" && @.kind == "step" && exists(@.server))')
+               WITH ORDINALITY AS n(step, position)
+          GROUP BY n.step OPERATOR(pg_catalog.->>) 'server') b;
+END;
+COMMENT ON FUNCTION saga.two_phase_branches_(jsonb) IS 'Internal: servers of a definition, numbered and named as two-phase commit does';
+
+CREATE FUNCTION saga.protocol_steps_(body jsonb, protocol text)
+RETURNS SETOF text LANGUAGE sql IMMUTABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT s FROM saga.definition_steps_(body) AS s WHERE protocol OPERATOR(pg_catalog.<>) 'two_phase'
+    UNION ALL
+    SELECT b.step FROM (
+        SELECT 0 AS part, branch, pg_catalog.concat('prepare_', label) AS step FROM saga.two_phase_branches_(body)
+        UNION ALL SELECT 1, 0, 'decide'
+        UNION ALL SELECT 2, branch, pg_catalog.concat('commit_', label) FROM saga.two_phase_branches_(body)
+        ORDER BY 1, 2) b
+    WHERE protocol OPERATOR(pg_catalog.=) 'two_phase';
+END;
+COMMENT ON FUNCTION saga.protocol_steps_(jsonb, text) IS 'Internal: names of the steps of a definition under a protocol';
 
 CREATE VIEW saga.definitions WITH (security_barrier) AS
 SELECT d.name, d.version, d.owner, s.steps, d.created_at, d.paused,
@@ -1109,7 +1151,8 @@ CREATE VIEW saga.instances WITH (security_barrier) AS
 SELECT i.id, d.name, d.version, i.state, i.direction, i.cause, i.key, i.failed_step, i.sqlstate, i.error,
        i.input, i.output, i.correlation, i.labels, i.priority,
        pg_catalog.pg_get_userbyid(i.started_by) AS started_by, i.started_at, i.start_at, i.deadline, i.ended_at,
-       i.parent_id, i.parent_step, i.copy_of
+       i.parent_id, i.parent_step, i.copy_of,
+       i.protocol
 FROM saga.instance i JOIN saga.definition d ON d.id = i.definition_id
 WHERE i.started_by = (SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolname = current_user)
    OR saga.may(d.name, 'see');
@@ -1153,7 +1196,7 @@ SELECT i.id AS saga_id, n.ordinality AS position, n.step,
         ORDER BY l.seq DESC LIMIT 1) AS result
 FROM saga.instances i
 JOIN saga.definition d ON d.name = i.name AND d.version = i.version
-CROSS JOIN LATERAL saga.definition_steps_(d.body) WITH ORDINALITY AS n(step, ordinality)
+CROSS JOIN LATERAL saga.protocol_steps_(d.body, i.protocol) WITH ORDINALITY AS n(step, ordinality)
 LEFT JOIN last ON last.saga_id = i.id AND last.step = n.step;
 COMMENT ON VIEW saga.steps IS 'Every step of each saga and what has become of it';
 
@@ -1176,6 +1219,52 @@ SELECT s.saga_id AS id, i.name, i.version, i.direction, s.step, s.operation, s.r
        END AS verbs
 FROM saga.stuck_saga s JOIN saga.instances i ON i.id = s.saga_id;
 COMMENT ON VIEW saga.stuck IS 'Sagas that wait for an operator: why, and the verbs that help';
+
+CREATE FUNCTION saga.prepared_gid_(saga uuid, label text, branch integer)
+RETURNS text LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'saga_prepared_gid_sql';
+COMMENT ON FUNCTION saga.prepared_gid_(uuid, text, integer) IS 'Internal: name of a prepared transaction at its participant';
+
+-- Branches that have voted, or may have, and are not ended; then the orphans.
+CREATE VIEW saga.in_doubt WITH (security_barrier) AS
+SELECT saga.prepared_gid_(i.id, b.label, b.branch) AS gid, b.server, i.id AS saga_id, i.name, i.state,
+       p.at AS prepared_at,
+       CASE WHEN d.decided THEN 'commit' WHEN i.direction = 'undo' THEN 'rollback' END AS decision,
+       CASE
+           WHEN i.state = 'paused' THEN 'saga.resume(): the saga is paused'
+           WHEN d.decided THEN 'COMMIT PREPARED at server ' || pg_catalog.quote_ident(b.server)
+           WHEN i.direction = 'undo' THEN 'ROLLBACK PREPARED at server ' || pg_catalog.quote_ident(b.server)
+           WHEN v.missing IS NOT NULL THEN 'the votes of: ' || v.missing
+           ELSE 'the decision'
+       END AS waits_for,
+       CASE WHEN e.kind = 'failed' THEN e.message END AS error
+FROM saga.instances i
+JOIN saga.definition f ON f.name = i.name AND f.version = i.version
+CROSS JOIN LATERAL saga.two_phase_branches_(f.body) b
+CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM saga.log_record l WHERE l.saga_id = i.id AND l.step = 'decide'
+                                   AND l.kind = 'done' AND l.operation = 'action')
+                        OR EXISTS (SELECT FROM saga.local_outcome o WHERE o.saga_id = i.id AND o.operation = 'a') AS decided) d
+CROSS JOIN LATERAL (SELECT l.kind, l.operation, l.at, l.maybe FROM saga.log_record l
+                    WHERE l.saga_id = i.id AND l.step = 'prepare_' || b.label AND l.kind <> 'undo'
+                    ORDER BY l.seq DESC LIMIT 1) p
+LEFT JOIN LATERAL (SELECT l.kind, l.message FROM saga.log_record l
+                   WHERE l.saga_id = i.id AND l.step IN ('prepare_' || b.label, 'commit_' || b.label)
+                   ORDER BY l.seq DESC LIMIT 1) e ON true
+CROSS JOIN LATERAL (SELECT pg_catalog.string_agg(o.server, ', ' ORDER BY o.branch) AS missing
+                    FROM saga.two_phase_branches_(f.body) o
+                    WHERE NOT EXISTS (SELECT FROM saga.log_record l WHERE l.saga_id = i.id
+                                      AND l.step = 'prepare_' || o.label AND l.kind = 'done' AND l.operation = 'action')) v
+WHERE i.protocol = 'two_phase' AND i.ended_at IS NULL
+  AND NOT (p.kind IN ('done', 'skipped') AND p.operation = 'undo')
+  AND NOT (p.kind = 'failed' AND p.operation = 'action' AND NOT coalesce(p.maybe, false))
+  AND NOT EXISTS (SELECT FROM saga.log_record l WHERE l.saga_id = i.id AND l.step = 'commit_' || b.label
+                  AND l.kind IN ('done', 'skipped'))
+UNION ALL
+SELECT o.gid, o.server, NULL, NULL, NULL, o.prepared_at, o.decision,
+       CASE o.decision WHEN 'commit' THEN 'COMMIT' ELSE 'ROLLBACK' END || ' PREPARED at server ' || pg_catalog.quote_ident(o.server),
+       o.error
+FROM saga.orphan o
+WHERE pg_catalog.pg_has_role('saga_operator', 'USAGE') OR pg_catalog.pg_has_role('saga_monitor', 'USAGE');
+COMMENT ON VIEW saga.in_doubt IS 'Prepared transactions of two-phase commit that are not ended: since when, what was decided, and what they wait for';
 
 CREATE VIEW saga.participants WITH (security_barrier) AS
 SELECT s.srvname AS name, w.fdwname AS wrapper,
@@ -1483,6 +1572,47 @@ FROM saga.schedule s
 WHERE s.owner = (SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolname = current_user)
    OR saga.may(s.definition, 'see');
 COMMENT ON VIEW saga.schedules IS 'Schedules that you made, or of definitions that you may see';
+COMMENT ON COLUMN saga.schedule.name IS 'as given to saga.schedule()';
+COMMENT ON COLUMN saga.schedule.definition IS 'whose newest version is started';
+COMMENT ON COLUMN saga.schedule.cron IS 'when, or';
+COMMENT ON COLUMN saga.schedule.every IS 'how often';
+COMMENT ON COLUMN saga.schedule.input IS 'input of each run';
+COMMENT ON COLUMN saga.schedule.timezone IS 'whose clocks cron, days and months are about';
+COMMENT ON COLUMN saga.schedule.catch_up IS 'which runs that were missed are made up for: all, last or none';
+COMMENT ON COLUMN saga.schedule.overlap IS 'if the run before has not ended: skip, queue or allow';
+COMMENT ON COLUMN saga.schedule.time_field IS 'field of the input that gets the time of the run';
+COMMENT ON COLUMN saga.schedule.owner IS 'role that starts the sagas';
+COMMENT ON COLUMN saga.schedule.anchor IS 'from when on every is counted';
+COMMENT ON COLUMN saga.schedule.next_at IS 'time of the next run';
+COMMENT ON COLUMN saga.schedule.queued IS 'times of runs that wait for the one before to end';
+COMMENT ON COLUMN saga.schedule.last_at IS 'time that the last run was for';
+COMMENT ON COLUMN saga.schedule.last_saga IS 'the last run';
+COMMENT ON COLUMN saga.schedule.runs IS 'sagas started';
+COMMENT ON COLUMN saga.schedule.missed IS 'times for which none was started';
+COMMENT ON COLUMN saga.schedule.error IS 'why the last time gave none';
+COMMENT ON COLUMN saga.schedule.created_at IS 'when it was made';
+COMMENT ON COLUMN saga.schedule.origin IS 'saga.identity.origin of the database it was made in';
+COMMENT ON COLUMN saga.schedules.next_run IS 'time of the next run';
+COMMENT ON COLUMN saga.schedules.last_run IS 'time that the last run was for';
+COMMENT ON COLUMN saga.schedules.queued IS 'runs that wait for the one before to end';
+COMMENT ON COLUMN saga.schedules.name IS 'as given to saga.schedule()';
+COMMENT ON COLUMN saga.schedules.definition IS 'whose newest version is started';
+COMMENT ON COLUMN saga.schedules.owner IS 'role that starts the sagas';
+COMMENT ON COLUMN saga.schedules.cron IS 'when, or';
+COMMENT ON COLUMN saga.schedules.every IS 'how often';
+COMMENT ON COLUMN saga.schedules.timezone IS 'whose clocks cron, days and months are about';
+COMMENT ON COLUMN saga.schedules.input IS 'input of each run';
+COMMENT ON COLUMN saga.schedules.time_field IS 'field of the input that gets the time of the run';
+COMMENT ON COLUMN saga.schedules.catch_up IS 'which runs that were missed are made up for: all, last or none';
+COMMENT ON COLUMN saga.schedules.overlap IS 'if the run before has not ended: skip, queue or allow';
+COMMENT ON COLUMN saga.schedules.last_saga IS 'the last run';
+COMMENT ON COLUMN saga.schedules.runs IS 'sagas started';
+COMMENT ON COLUMN saga.schedules.missed IS 'times for which none was started';
+COMMENT ON COLUMN saga.schedules.error IS 'why the last time gave none';
+COMMENT ON COLUMN saga.schedules.created_at IS 'when it was made';
+GRANT SELECT ON saga.schedules TO saga_user, saga_operator, saga_monitor;
+GRANT EXECUTE ON FUNCTION saga.schedule(text, text, text, interval, jsonb, text, text, text, text), saga.unschedule(text),
+    saga.cron_next(text, text, timestamptz) TO saga_user;
 
 
 -- ---------------------------------------------------------------------------
@@ -1636,7 +1766,8 @@ CREATE TABLE saga.projection (
     created_at   timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
     replaces     bigint UNIQUE,
     stages       jsonb NOT NULL DEFAULT '[]',
-    deterministic boolean NOT NULL DEFAULT true
+    deterministic boolean NOT NULL DEFAULT true,
+    built_on     bigint[]
 ) WITH (fillfactor = 50);
 CREATE UNIQUE INDEX projection_view ON saga.projection (view) WHERE replaces IS NULL;
 COMMENT ON TABLE saga.projection IS 'Projections; only the library writes them';
@@ -1667,6 +1798,7 @@ COMMENT ON COLUMN saga.projection.created_at IS 'When it was created';
 COMMENT ON COLUMN saga.projection.replaces IS 'Id of the projection of the same view whose place it takes when it is filled';
 COMMENT ON COLUMN saga.projection.stages IS 'The parts of the query, and the class of each';
 COMMENT ON COLUMN saga.projection.deterministic IS 'False: the query leaves the choice among equals open';
+COMMENT ON COLUMN saga.projection.built_on IS 'Digests of the views and sources that the contents come from; others mean a rebuild';
 
 SELECT pg_catalog.pg_extension_config_dump('saga.projection', '');
 SELECT pg_catalog.pg_extension_config_dump('saga.projection_id_seq', '');
@@ -1910,10 +2042,11 @@ COMMENT ON TRIGGER wake_projector ON saga.handler IS 'Handlers that come from a 
 
 REVOKE ALL ON ALL TABLES IN SCHEMA saga FROM PUBLIC;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA saga FROM PUBLIC;
-GRANT SELECT ON saga.instances, saga.steps, saga.log, saga.stuck, saga.definitions, saga.participants,
-    saga.stat_sagas, saga.stat_participants, saga.stat_workers, saga.schedules,
+GRANT SELECT ON saga.instances, saga.steps, saga.log, saga.stuck, saga.in_doubt, saga.definitions, saga.participants,
+    saga.stat_sagas, saga.stat_participants, saga.stat_workers,
     saga.projections, saga.stat_projections, saga.progress, saga.handlers TO saga_user, saga_operator, saga_monitor;
-GRANT EXECUTE ON FUNCTION saga.may(text, text), saga.workers_(), saga.participant_stats_(), saga.definition_steps_(jsonb)
+GRANT EXECUTE ON FUNCTION saga.may(text, text), saga.workers_(), saga.participant_stats_(), saga.definition_steps_(jsonb),
+    saga.protocol_steps_(jsonb, text), saga.two_phase_branches_(jsonb), saga.prepared_gid_(uuid, text, integer)
     TO saga_user, saga_operator, saga_monitor;
 GRANT EXECUTE ON FUNCTION saga.start(text, jsonb, text, timestamptz, text, integer, integer, interval, text, jsonb, text),
     saga.start_many(text, jsonb, text), saga.wait(uuid, interval), saga.wait_any(uuid[], interval), saga.status(uuid)
@@ -1922,8 +2055,6 @@ GRANT EXECUTE ON FUNCTION saga.verb_(uuid, text, text, jsonb, boolean, text, boo
     saga.cancel(uuid, text, boolean), saga.terminate(uuid, text, boolean, boolean), saga.pause(uuid, text, boolean),
     saga.resume(uuid, text, boolean), saga.retry_step(uuid, text, text, boolean),
     saga.skip_step(uuid, text, jsonb, text, boolean, boolean) TO saga_user, saga_operator;
-GRANT EXECUTE ON FUNCTION saga.schedule(text, text, text, interval, jsonb, text, text, text, text), saga.unschedule(text),
-    saga.cron_next(text, text, timestamptz) TO saga_user;
 GRANT EXECUTE ON FUNCTION saga.check_log(uuid) TO saga_operator, saga_monitor;
 GRANT EXECUTE ON FUNCTION saga.create_projection(text, text, text, text[], text[], text, text, interval),
     saga.explain_projection(text), saga.replace_projection(text, text, text[], text[], text, text), saga.rename_projection(text, text),
@@ -2019,29 +2150,21 @@ BEGIN
         ('log_record', 'result', 'result of the step'),
         ('log_record', 'actor', 'who used the verb'),
         ('log_record', 'note', 'reason given with the verb'),
-        ('schedule', 'name', 'as given to saga.schedule()'),
-        ('schedule', 'definition', 'whose newest version is started'),
-        ('schedule', 'cron', 'when, or'),
-        ('schedule', 'every', 'how often'),
-        ('schedule', 'input', 'input of each run'),
-        ('schedule', 'timezone', 'whose clocks cron, days and months are about'),
-        ('schedule', 'catch_up', 'which runs that were missed are made up for: all, last or none'),
-        ('schedule', 'overlap', 'if the run before has not ended: skip, queue or allow'),
-        ('schedule', 'time_field', 'field of the input that gets the time of the run'),
-        ('schedule', 'owner', 'role that starts the sagas'),
-        ('schedule', 'anchor', 'from when on every is counted'),
-        ('schedule', 'next_at', 'time of the next run'),
-        ('schedule', 'queued', 'times of runs that wait for the one before to end'),
-        ('schedule', 'last_at', 'time that the last run was for'),
-        ('schedule', 'last_saga', 'the last run'),
-        ('schedule', 'runs', 'sagas started'),
-        ('schedule', 'missed', 'times for which none was started'),
-        ('schedule', 'error', 'why the last time gave none'),
-        ('schedule', 'created_at', 'when it was made'),
-        ('schedule', 'origin', 'saga.identity.origin of the database it was made in'),
-        ('schedules', 'next_run', 'time of the next run'),
-        ('schedules', 'last_run', 'time that the last run was for'),
-        ('schedules', 'queued', 'runs that wait for the one before to end'),
+        ('orphan', 'gid', 'name of the prepared transaction'),
+        ('orphan', 'server', 'where it stands'),
+        ('orphan', 'decision', 'commit or rollback'),
+        ('orphan', 'prepared_at', 'since when, by the clock of the participant'),
+        ('orphan', 'found_at', 'when it was found'),
+        ('orphan', 'error', 'why it could not be ended yet'),
+        ('in_doubt', 'gid', 'name of the prepared transaction, as in pg_prepared_xacts there'),
+        ('in_doubt', 'server', 'where it stands'),
+        ('in_doubt', 'saga_id', 'the saga; null: no live one'),
+        ('in_doubt', 'name', 'its definition'),
+        ('in_doubt', 'state', 'state of the saga'),
+        ('in_doubt', 'prepared_at', 'since when'),
+        ('in_doubt', 'decision', 'commit, rollback, or null: none yet'),
+        ('in_doubt', 'waits_for', 'what must happen before it is ended'),
+        ('in_doubt', 'error', 'of the last attempt'),
         ('stuck_saga', 'saga_id', 'the saga'),
         ('stuck_saga', 'step', 'the step'),
         ('stuck_saga', 'operation', 'action, undo or hook'),
@@ -2193,9 +2316,9 @@ BEGIN
         FROM pg_catalog.pg_class v
         JOIN pg_catalog.pg_attribute a ON a.attrelid = v.oid AND a.attnum > 0
         JOIN pg_catalog.pg_class t ON t.relnamespace = v.relnamespace
-             AND t.relname = CASE v.relname WHEN 'log' THEN 'log_record' WHEN 'stuck' THEN 'stuck_saga' WHEN 'schedules' THEN 'schedule' ELSE 'instance' END
+             AND t.relname = CASE v.relname WHEN 'log' THEN 'log_record' WHEN 'stuck' THEN 'stuck_saga' ELSE 'instance' END
         JOIN pg_catalog.pg_attribute b ON b.attrelid = t.oid AND b.attname = a.attname
-        WHERE v.relnamespace = 'saga'::regnamespace AND v.relname IN ('instances', 'log', 'stuck', 'schedules')
+        WHERE v.relnamespace = 'saga'::regnamespace AND v.relname IN ('instances', 'log', 'stuck')
           AND pg_catalog.col_description(v.oid, a.attnum) IS NULL
     LOOP
         EXECUTE pg_catalog.format('COMMENT ON COLUMN saga.%I.%I IS %L', c.relation, c.col, c.meaning);

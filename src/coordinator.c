@@ -277,12 +277,17 @@ take_answer(SagaAnswer *answer)
 	SagaPayload *payload;
 	char	   *problem = NULL;
 
-	if (call == NULL)
+	if (call == NULL && !saga_orphans_asked(answer->tag))
 		return;
 	if (strcmp(answer->sqlstate, STALE_EPOCH) == 0)
 	{
 		/* no answer to the call: it is us whom they no longer listen to */
 		fenced = answer->message ? answer->message : "a participant refused this coordinator";
+		return;
+	}
+	if (call == NULL)
+	{
+		saga_orphans_answer(answer);
 		return;
 	}
 	payload = MemoryContextAllocZero(saga_turn_context, sizeof(SagaPayload));
@@ -299,6 +304,9 @@ take_answer(SagaAnswer *answer)
 		MemoryContext old = MemoryContextSwitchTo(saga_turn_context);
 
 		initStringInfo(&message);
+		if (answer->part > 0)
+			appendStringInfo(&message, "step \"%s\": ",
+							 call->call->part_names[answer->part - 1]);
 		appendStringInfoString(&message, answer->message);
 		if (answer->detail)
 			appendStringInfo(&message, " (%s)", answer->detail);
@@ -433,6 +441,8 @@ turn(bool poll_tables)
 
 	if (poll_tables)
 		scan_tables();
+	if (me->number == 0)
+		saga_orphans_look(poll_tables);
 	if (saga_now() >= next_upkeep)
 	{
 		next_upkeep = saga_now() + UPKEEP_EVERY;

@@ -175,6 +175,16 @@ extern void saga_purge_barriers(void);
 extern void saga_run_values(SagaRun *run, int node, SagaOp op, int attempt,
 							SagaValues *values);
 
+/* ---- orphans.c ---- */
+
+/*
+ * In a transaction: ask the participants of two-phase commit, if it is time
+ * to, which prepared transactions of ours stand there.
+ */
+extern void saga_orphans_look(bool time_to);
+extern bool saga_orphans_asked(uint64 tag);
+extern void saga_orphans_answer(const SagaAnswer *answer);
+
 /* ---- dispatch.c ---- */
 extern void saga_dispatch_init(SagaWorkerSlot *coordinator);
 extern SagaCallOut *saga_call_out(SagaRun *run, SagaCall *call, int node, SagaOp op,

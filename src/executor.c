@@ -78,6 +78,7 @@ typedef struct Work
 	char	   *message;
 	Jsonb	   *result;
 	bool		recording;		/* the action has run; its row is being written */
+	const char *part;			/* step of a decision that is run */
 } Work;
 
 static SagaWorkerSlot *me;
@@ -332,12 +333,14 @@ run_parts(Work *item, SagaDefinition *def, SagaCall *call)
 		SagaCall   *part = call->parts[i];
 		Jsonb	   *result;
 
+		item->part = call->part_names[i];
 		saga_call_bind_results(part, item->request.node, results, values);
 		result = run_statement(item, def, part, i + 1, values);
 		CommandCounterIncrement();
 		results = saga_results_add(results, call->part_names[i], result);
 		values += part->tmpl->nparams;
 	}
+	item->part = NULL;
 	item->result = results;
 }
 
@@ -462,6 +465,8 @@ answer_error(Work *item, const SagaCall *call)
 	item->message = error->detail ?
 		psprintf("%s (%s)", error->message, error->detail) :
 		pstrdup(error->message ? error->message : "unknown error");
+	if (item->part)
+		item->message = psprintf("step \"%s\": %s", item->part, item->message);
 	item->result = NULL;
 	item->reply.answer = saga_classify_sqlstate(item->reply.sqlstate, call);
 	item->reply.alone = !item->request.solo &&

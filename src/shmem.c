@@ -596,6 +596,8 @@ saga_participant_stat(Oid serverid)
 	static SagaParticipantStat overflow;
 	SagaParticipantStat *found = NULL;
 
+	if (SagaShmem == NULL)
+		return &overflow;
 	LWLockAcquire(&SagaShmem->lock, LW_EXCLUSIVE);
 	for (int i = 0; i < SAGA_MAX_PARTICIPANTS && found == NULL; i++)
 	{

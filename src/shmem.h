@@ -207,7 +207,7 @@ extern void saga_waiters_wake(const pg_uuid_t *ids, int n);
 
 /* ---- participants ---- */
 
-/* This database's counters for a server; never NULL (a shared dummy if full). */
+/* This database's counters for a server; never NULL (a dummy if there is none). */
 extern SagaParticipantStat *saga_participant_stat(Oid serverid);
 
 #endif							/* SAGA_SHMEM_H */

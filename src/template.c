@@ -596,8 +596,12 @@ system_parameter(const SagaParam *param, const SagaValues *values)
 				? json_parameter(values->results[values->node], param) : NULL;
 		case SAGA_SYS_CAUSE:
 			return copy_or_null(values->cause);
+		case SAGA_SYS_ITEM:
+		case SAGA_SYS_ITEM_INDEX:
+		case SAGA_SYS_ITERATION:
+		case SAGA_SYS_CALLBACK_TOKEN:
+			break;				/* bound on branch def */
 	}
-	Assert(false);
 	return NULL;
 }
 
