@@ -1616,6 +1616,188 @@ GRANT EXECUTE ON FUNCTION saga.schedule(text, text, text, interval, jsonb, text,
 
 
 -- ---------------------------------------------------------------------------
+-- Isolation: what sagas lack between each other, and local actions can ask
+-- for.  The functions work in local actions only; what they leave goes when
+-- the saga ends, in the transaction that ends it.
+
+CREATE TABLE saga.semantic_lock (
+    source regclass NOT NULL,
+    key    text NOT NULL,
+    saga   uuid NOT NULL,
+    since  timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    PRIMARY KEY (source, key)
+);
+CREATE INDEX semantic_lock_saga ON saga.semantic_lock (saga);
+COMMENT ON TABLE saga.semantic_lock IS 'Semantic locks and the sagas that have them';
+COMMENT ON COLUMN saga.semantic_lock.source IS 'Table whose row it stands for';
+COMMENT ON COLUMN saga.semantic_lock.key IS 'Which row, in the words of the definition';
+COMMENT ON COLUMN saga.semantic_lock.saga IS 'Who has it';
+COMMENT ON COLUMN saga.semantic_lock.since IS 'Since when';
+
+CREATE TABLE saga.semantic_lock_waiter (
+    place  bigint GENERATED ALWAYS AS IDENTITY,
+    source regclass NOT NULL,
+    key    text NOT NULL,
+    saga   uuid NOT NULL,
+    step   integer NOT NULL,
+    since  timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    PRIMARY KEY (source, key, saga, step)
+);
+CREATE INDEX semantic_lock_waiter_saga ON saga.semantic_lock_waiter (saga);
+COMMENT ON TABLE saga.semantic_lock_waiter IS 'Steps that wait for a semantic lock';
+COMMENT ON COLUMN saga.semantic_lock_waiter.place IS 'Place in the queue';
+COMMENT ON COLUMN saga.semantic_lock_waiter.source IS 'Table of the lock';
+COMMENT ON COLUMN saga.semantic_lock_waiter.key IS 'Key of the lock';
+COMMENT ON COLUMN saga.semantic_lock_waiter.saga IS 'Who waits';
+COMMENT ON COLUMN saga.semantic_lock_waiter.step IS 'With which of its steps: its number in the saga';
+COMMENT ON COLUMN saga.semantic_lock_waiter.since IS 'Since when';
+
+CREATE TABLE saga.escrow_counter (
+    counter text NOT NULL,
+    key     text NOT NULL DEFAULT '',
+    value   numeric NOT NULL,
+    minimum numeric,
+    maximum numeric,
+    owner   regrole NOT NULL,
+    PRIMARY KEY (counter, key)
+) WITH (fillfactor = 50);
+COMMENT ON TABLE saga.escrow_counter IS 'Counters whose amounts sagas reserve';
+COMMENT ON COLUMN saga.escrow_counter.counter IS 'Name of the counter';
+COMMENT ON COLUMN saga.escrow_counter.key IS 'Which of them; '''' where there is one only';
+COMMENT ON COLUMN saga.escrow_counter.value IS 'Without reservations, final or not';
+COMMENT ON COLUMN saga.escrow_counter.minimum IS 'Lowest value; NULL: none';
+COMMENT ON COLUMN saga.escrow_counter.maximum IS 'Highest value; NULL: none';
+COMMENT ON COLUMN saga.escrow_counter.owner IS 'Who may reserve from it and change it';
+
+CREATE TABLE saga.escrow_reservation (
+    saga    uuid NOT NULL,
+    step    integer NOT NULL,
+    counter text NOT NULL,
+    key     text NOT NULL,
+    amount  numeric NOT NULL,
+    final   boolean NOT NULL DEFAULT false,
+    at      timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    PRIMARY KEY (saga, step, counter, key)
+);
+CREATE INDEX escrow_reservation_counter ON saga.escrow_reservation (counter, key);
+COMMENT ON TABLE saga.escrow_reservation IS 'Amounts that steps have reserved';
+COMMENT ON COLUMN saga.escrow_reservation.saga IS 'The saga';
+COMMENT ON COLUMN saga.escrow_reservation.step IS 'Its step: its number in the saga';
+COMMENT ON COLUMN saga.escrow_reservation.counter IS 'Name of the counter';
+COMMENT ON COLUMN saga.escrow_reservation.key IS 'Which of them';
+COMMENT ON COLUMN saga.escrow_reservation.amount IS 'To be added to the value when the saga completes; mostly negative';
+COMMENT ON COLUMN saga.escrow_reservation.final IS 'The saga has completed: the next to lock the counter adds it';
+COMMENT ON COLUMN saga.escrow_reservation.at IS 'When it was reserved';
+
+CREATE TABLE saga.reread_value (
+    saga   uuid NOT NULL,
+    source regclass NOT NULL,
+    key    jsonb NOT NULL,
+    digest text NOT NULL,
+    PRIMARY KEY (saga, source, key)
+);
+COMMENT ON TABLE saga.reread_value IS 'Rows that sagas have read and will read again';
+COMMENT ON COLUMN saga.reread_value.saga IS 'The saga';
+COMMENT ON COLUMN saga.reread_value.source IS 'Table of the row';
+COMMENT ON COLUMN saga.reread_value.key IS 'Columns and values that find it';
+COMMENT ON COLUMN saga.reread_value.digest IS 'MD5 of its contents; empty: there was no such row';
+
+SELECT pg_catalog.pg_extension_config_dump('saga.semantic_lock', '');
+SELECT pg_catalog.pg_extension_config_dump('saga.semantic_lock_waiter', '');
+SELECT pg_catalog.pg_extension_config_dump('saga.semantic_lock_waiter_place_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('saga.escrow_counter', '');
+SELECT pg_catalog.pg_extension_config_dump('saga.escrow_reservation', '');
+SELECT pg_catalog.pg_extension_config_dump('saga.reread_value', '');
+
+CREATE FUNCTION saga.semantic_lock(source regclass, key text, policy text DEFAULT 'wait', timeout interval DEFAULT NULL)
+RETURNS void LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_semantic_lock';
+COMMENT ON FUNCTION saga.semantic_lock(regclass, text, text, interval)
+IS 'In a local action: have this lock until the saga ends, or wait for it';
+
+CREATE FUNCTION saga.semantic_unlock(source regclass, key text)
+RETURNS boolean LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_semantic_unlock';
+COMMENT ON FUNCTION saga.semantic_unlock(regclass, text)
+IS 'In a local action: give a semantic lock up before the saga ends; false if the saga does not have it';
+
+CREATE FUNCTION saga.create_escrow(counter text, key text DEFAULT '', value numeric DEFAULT 0,
+    minimum numeric DEFAULT 0, maximum numeric DEFAULT NULL)
+RETURNS void LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_create_escrow';
+COMMENT ON FUNCTION saga.create_escrow(text, text, numeric, numeric, numeric)
+IS 'Make a counter that sagas can reserve amounts of';
+
+CREATE FUNCTION saga.set_escrow(counter text, key text DEFAULT '', value numeric DEFAULT NULL, add numeric DEFAULT NULL,
+    minimum numeric DEFAULT NULL, maximum numeric DEFAULT NULL)
+RETURNS numeric LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_set_escrow';
+COMMENT ON FUNCTION saga.set_escrow(text, text, numeric, numeric, numeric, numeric)
+IS 'Set an escrow counter, or add to it, or move its bounds; returns its value';
+
+CREATE FUNCTION saga.drop_escrow(counter text, key text DEFAULT '')
+RETURNS void LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_drop_escrow';
+COMMENT ON FUNCTION saga.drop_escrow(text, text) IS 'Drop an escrow counter that has no reservations';
+
+CREATE FUNCTION saga.escrow(counter text, key text, amount numeric)
+RETURNS numeric LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_escrow';
+COMMENT ON FUNCTION saga.escrow(text, text, numeric)
+IS 'In a local action: reserve an amount of a counter, declined if a bound could be passed; returns the lowest value it can come to';
+
+CREATE FUNCTION saga.reread(source regclass, key jsonb, renew boolean DEFAULT false, lock boolean DEFAULT true)
+RETURNS boolean LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_reread';
+COMMENT ON FUNCTION saga.reread(regclass, jsonb, boolean, boolean)
+IS 'In a local action: remember a row, and when called again in the saga decline if it has changed';
+
+CREATE VIEW saga.semantic_locks WITH (security_barrier) AS
+SELECT l.source, l.key, l.saga, i.name, l.since,
+       (SELECT pg_catalog.array_agg(w.saga ORDER BY w.place)
+        FROM saga.semantic_lock_waiter w WHERE w.source = l.source AND w.key = l.key) AS waiters
+FROM saga.semantic_lock l JOIN saga.instances i ON i.id = l.saga;
+COMMENT ON VIEW saga.semantic_locks IS 'Semantic locks of sagas that you may see';
+COMMENT ON COLUMN saga.semantic_locks.source IS 'Table whose row it stands for';
+COMMENT ON COLUMN saga.semantic_locks.key IS 'Which row, in the words of the definition';
+COMMENT ON COLUMN saga.semantic_locks.saga IS 'Who has it';
+COMMENT ON COLUMN saga.semantic_locks.name IS 'Definition of that saga';
+COMMENT ON COLUMN saga.semantic_locks.since IS 'Since when';
+COMMENT ON COLUMN saga.semantic_locks.waiters IS 'Sagas that wait for it, the next one first';
+
+CREATE VIEW saga.escrow_counters WITH (security_barrier) AS
+SELECT c.counter, c.key, c.value + r.final AS value, r.down AS reserved_down, r.up AS reserved_up,
+       c.minimum, c.maximum, c.owner
+FROM saga.escrow_counter c
+CROSS JOIN LATERAL (
+    SELECT coalesce(pg_catalog.sum(e.amount) FILTER (WHERE e.final), 0) AS final,
+           coalesce(pg_catalog.sum(e.amount) FILTER (WHERE NOT e.final AND e.amount < 0), 0) AS down,
+           coalesce(pg_catalog.sum(e.amount) FILTER (WHERE NOT e.final AND e.amount > 0), 0) AS up
+    FROM saga.escrow_reservation e WHERE e.counter = c.counter AND e.key = c.key) r
+WHERE pg_catalog.pg_has_role(c.owner, 'USAGE') OR pg_catalog.pg_has_role('saga_operator', 'USAGE')
+   OR pg_catalog.pg_has_role('saga_monitor', 'USAGE');
+COMMENT ON VIEW saga.escrow_counters IS 'Escrow counters of roles that you are a member of';
+COMMENT ON COLUMN saga.escrow_counters.counter IS 'Name of the counter';
+COMMENT ON COLUMN saga.escrow_counters.key IS 'Which of them; '''' where there is one only';
+COMMENT ON COLUMN saga.escrow_counters.value IS 'With all that completed sagas have done to it';
+COMMENT ON COLUMN saga.escrow_counters.reserved_down IS 'What sagas that run would take, as a negative number';
+COMMENT ON COLUMN saga.escrow_counters.reserved_up IS 'What sagas that run would add';
+COMMENT ON COLUMN saga.escrow_counters.minimum IS 'Lowest value; NULL: none';
+COMMENT ON COLUMN saga.escrow_counters.maximum IS 'Highest value; NULL: none';
+COMMENT ON COLUMN saga.escrow_counters.owner IS 'Who may reserve from it and change it';
+
+CREATE VIEW saga.escrow_reservations WITH (security_barrier) AS
+SELECT e.counter, e.key, e.saga, i.name, e.amount, e.at
+FROM saga.escrow_reservation e JOIN saga.instances i ON i.id = e.saga
+WHERE NOT e.final;
+COMMENT ON VIEW saga.escrow_reservations IS 'What sagas that you may see have reserved of counters';
+COMMENT ON COLUMN saga.escrow_reservations.counter IS 'Name of the counter';
+COMMENT ON COLUMN saga.escrow_reservations.key IS 'Which of them';
+COMMENT ON COLUMN saga.escrow_reservations.saga IS 'The saga';
+COMMENT ON COLUMN saga.escrow_reservations.name IS 'Definition of that saga';
+COMMENT ON COLUMN saga.escrow_reservations.amount IS 'To be added to the value when the saga completes';
+COMMENT ON COLUMN saga.escrow_reservations.at IS 'When it was reserved';
+
+GRANT SELECT ON saga.semantic_locks, saga.escrow_counters, saga.escrow_reservations TO saga_user, saga_operator, saga_monitor;
+GRANT EXECUTE ON FUNCTION saga.semantic_lock(regclass, text, text, interval), saga.semantic_unlock(regclass, text),
+    saga.create_escrow(text, text, numeric, numeric, numeric), saga.set_escrow(text, text, numeric, numeric, numeric, numeric),
+    saga.drop_escrow(text, text), saga.escrow(text, text, numeric), saga.reread(regclass, jsonb, boolean, boolean)
+    TO saga_user;
+
+-- ---------------------------------------------------------------------------
 -- Upkeep of the log.
 
 -- The first id a UUIDv7 of this day (UTC) can have.

@@ -45,6 +45,7 @@ typedef struct SagaRun
 	bool		evict;			/* leave memory when this turn is written */
 	bool		ended_elsewhere;	/* an executor ended the row */
 	bool		stuck_written;
+	bool		holds;			/* it may hold locks or reservations */
 	struct Gate *gate;			/* counts it, if its definition has a limit */
 	int			calls;			/* out */
 	Jsonb	  **skip_result;	/* of skip verbs that wait for a claim */
@@ -82,7 +83,7 @@ typedef struct SagaCallOut
 	bool		local;
 	bool		conditional;
 	bool		asks_first;		/* a claim before an undo elsewhere */
-	SagaTime	retry_after;	/* as the participant wishes; 0 = nothing */
+	SagaTime	retry_after;	/* as the participant, or a lock, wishes; 0 = nothing */
 	bool		solo;
 	int			executor;		/* local: which, -1 = waiting for one */
 	char	   *message;		/* local: the request, until it is sent */

@@ -373,6 +373,7 @@ saga_dispatch_local(SagaCallOut *call, char **values)
 	request.hook = call->hook;
 	request.nvalues = n;
 	call->solo = request.solo = call->solo || call->call->slow;
+	request.holds = call->run->holds;
 	for (int i = 0; i < n; i++)
 		size += sizeof(int32) + (values[i] ? strlen(values[i]) + 1 : 0);
 	size = MAXALIGN(size);
@@ -463,6 +464,9 @@ take_reply(const char *data)
 		end_job(call);
 		return;
 	}
+	if (reply.holds && call->run)
+		call->run->holds = true;
+	call->retry_after = reply.retry_ms * (SagaTime) 1000;
 	/* a lock wait alone does not make a step a long one */
 	if (reply.alone || call->solo)
 		call->call->slow = reply.slow;
@@ -483,7 +487,7 @@ take_reply(const char *data)
 		payload->result = MemoryContextAlloc(saga_turn_context, reply.result_length);
 		memcpy(payload->result, p, reply.result_length);
 	}
-	saga_run_answer(call, reply.answer, false, payload);
+	saga_run_answer(call, reply.answer, reply.free, payload);
 }
 
 static void
@@ -522,6 +526,7 @@ lose_call(SagaCallOut *call)
 		saga_call_done(call);
 		return;
 	}
+	call->run->holds = true;	/* for all that is known */
 	outcomes = saga_log_read_outcomes(UINT64CONST(1) << saga_bucket(&call->saga_id),
 									  &call->saga_id, &n);
 	for (int i = 0; i < n; i++)

@@ -51,6 +51,7 @@ typedef struct SagaExecRequest
 	uint8		op;				/* SagaOp */
 	uint8		hook;			/* SagaHook */
 	bool		solo;			/* alone in its transaction, normal limits */
+	bool		holds;			/* the saga may hold locks or reservations */
 	bool		two_phase;		/* of def->two_phase */
 	int32		nvalues;
 } SagaExecRequest;
@@ -63,6 +64,10 @@ typedef struct SagaExecReply
 	uint8		answer;			/* SagaAnswerKind */
 	bool		alone;			/* not run: wants to be alone */
 	bool		slow;			/* ran longer than a shared action may */
+	bool		holds;			/* the saga now holds, or waits for, a lock or
+								 * a reservation */
+	bool		free;			/* waits for a lock: eats no attempt */
+	int32		retry_ms;		/* ... and is not tried again before this */
 	char		sqlstate[6];
 	int32		message_length; /* with '\0'; 0 = none */
 	int32		result_length;	/* a Jsonb datum; 0 = null */

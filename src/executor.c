@@ -42,6 +42,7 @@
 #include "errors.h"
 #include "exec.h"
 #include "guc.h"
+#include "isolation.h"
 #include "result.h"
 #include "rows.h"
 #include "saga.h"
@@ -79,6 +80,7 @@ typedef struct Work
 	Jsonb	   *result;
 	bool		recording;		/* the action has run; its row is being written */
 	const char *part;			/* step of a decision that is run */
+	SagaLocalAction action;		/* what it can ask who it is */
 } Work;
 
 static SagaWorkerSlot *me;
@@ -400,6 +402,12 @@ end_instance(Work *item)
 	values[1] = CStringGetTextDatum(item->request.hook == SAGA_HOOK_COMPLETED ?
 									"completed" : "compensated");
 	SPI_execute_plan(plan, values, NULL, false, 0);
+	if (item->request.holds)
+	{
+		SagaIsolationEnd end = {item->request.saga_id, item->request.hook == SAGA_HOOK_COMPLETED};
+
+		saga_isolation_end(&end, 1);
+	}
 }
 
 /*
@@ -477,6 +485,59 @@ answer_error(Work *item, const SagaCall *call)
 }
 
 static void
+begin_local(Work *item)
+{
+	item->action.saga_id = item->request.saga_id;
+	item->action.step = item->request.node;
+	item->action.op = item->request.op;
+	saga_local_begin(&item->action);
+}
+
+static void
+end_local(Work *item)
+{
+	saga_local_end();
+	if (item->request.op == SAGA_OP_UNDO && item->request.holds)
+		saga_isolation_undone(&item->request.saga_id, item->request.node);
+	item->reply.holds = item->action.took;
+}
+
+/* The action is undone and wants a lock: what stays is its place in the queue. */
+static void
+wait_for_lock(Work *item)
+{
+	SagaLockWait wait;
+
+	BeginInternalSubTransaction(NULL);
+	PG_TRY();
+	{
+		PushActiveSnapshot(GetTransactionSnapshot());
+		saga_lock_queue(&item->action, &wait);
+		PopActiveSnapshot();
+		ReleaseCurrentSubTransaction();
+		item->reply.answer = wait.answer;
+		item->reply.alone = false;
+		item->reply.holds = true;
+		item->reply.free = wait.answer == SAGA_ANSWER_TRANSIENT;
+		item->reply.retry_ms = wait.retry_ms;
+		if (wait.message)
+		{
+			item->message = MemoryContextStrdup(batch_context, wait.message);
+			strlcpy(item->reply.sqlstate, unpack_sql_state(ERRCODE_SAGA_DECLINED),
+					sizeof(item->reply.sqlstate));
+		}
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(batch_context);
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(batch_context);
+}
+
+static void
 run_item(Work *item)
 {
 	SagaDefinition *volatile def = NULL;
@@ -503,7 +564,9 @@ run_item(Work *item)
 					 errmsg("definition of saga \"%s\" has no such local action", def->name)));
 		arm_limits(item, call);
 		PushActiveSnapshot(GetTransactionSnapshot());
+		begin_local(item);
 		run_action(item, def, call);
+		end_local(item);
 		PopActiveSnapshot();
 		disarm_limits();
 		CommandCounterIncrement();
@@ -525,6 +588,9 @@ run_item(Work *item)
 		MemoryContextSwitchTo(batch_context);
 		if (item->recording)
 			answer_from_outcome(item);
+		else if (saga_local_waits())
+			wait_for_lock(item);
+		saga_local_reset();
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(batch_context);
@@ -570,7 +636,9 @@ run_batch(Work **items, int n, bool *failed)
 				flush = true;
 			run_item(item);
 			done++;
-			if (done == SAGA_BATCH_ACTIONS || GetCurrentTimestamp() > until)
+			/* others must see soon who waits */
+			if (done == SAGA_BATCH_ACTIONS || item->reply.free ||
+				GetCurrentTimestamp() > until)
 				break;
 		}
 		saga_worker_commit(flush);

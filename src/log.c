@@ -22,6 +22,7 @@
 
 #include "compat.h"
 #include "guc.h"
+#include "isolation.h"
 #include "log.h"
 #include "rows.h"
 #include "saga.h"
@@ -328,9 +329,33 @@ write_waiting(const SagaTurn *turn)
 	}
 }
 
+/* What the sagas that end here, or go back, hold. */
+static void
+release_held(const SagaTurn *turn)
+{
+	SagaIsolationEnd *ends = NULL;
+	int			n = 0;
+
+	for (int i = 0; i < turn->nchanges; i++)
+	{
+		const SagaInstanceChange *c = &turn->changes[i];
+
+		if (!c->holds || c->ended_elsewhere || c->ended_at == 0)
+			continue;
+		if (ends == NULL)
+			ends = palloc(sizeof(SagaIsolationEnd) * turn->nchanges);
+		ends[n].saga_id = c->id;
+		ends[n++].keeps = c->state != SAGA_COMPENSATED;
+	}
+	saga_isolation_end(ends, n);
+	for (int i = 0; i < turn->nreplaced; i++)
+		saga_isolation_undone(&turn->replaced[i].saga_id, turn->replaced[i].node);
+}
+
 void
 saga_log_write(const SagaTurn *turn)
 {
+	release_held(turn);
 	write_entries(turn);
 	write_changes(turn);
 	delete_consumed(turn);

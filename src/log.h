@@ -50,6 +50,7 @@ typedef struct SagaInstanceChange
 	const char *error;
 	TimestampTz ended_at;		/* 0: not ended */
 	bool		ended_elsewhere;	/* an executor has written state and end */
+	bool		holds;			/* it may hold locks or reservations */
 } SagaInstanceChange;
 
 typedef struct SagaOutcomeKey
@@ -98,6 +99,9 @@ typedef struct SagaTurn
 	int			nwakeups,
 				maxwakeups;
 	SagaWakeup *wakeups;
+	int			nreplaced,
+				maxreplaced;
+	SagaOutcomeKey *replaced;	/* steps that are begun anew */
 } SagaTurn;
 
 /* Inside a transaction of the coordinator. */

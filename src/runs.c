@@ -510,6 +510,7 @@ take_in(Known *known, bool at_once)
 
 		replay(run, entries);
 		list_free_deep(entries);
+		run->holds = true;		/* what its executors said is not known */
 	}
 	if (SAGA_STATE_ENDED(run->state->state))
 	{
@@ -573,6 +574,7 @@ end_unreadable(Known *known, const SagaInboxRow *inbox)
 	change->state = SAGA_TERMINATED;
 	change->cause = SAGA_CAUSE_OPERATOR;
 	change->ended_at = now;
+	change->holds = true;
 	memset(stuck, 0, sizeof(*stuck));
 	stuck->saga_id = known->id;
 	forget_known(known);
@@ -640,7 +642,9 @@ consume_inbox(int64 id)
 	event.kind = SAGA_EVENT_VERB;
 	event.verb = verb_of(row.verb);
 	event.force = row.force;
-	event.node = row.step ? saga_node_of_step(run->def, row.step) : SAGA_NO_NODE;
+	event.node = row.step == NULL ? SAGA_NO_NODE :
+		row.step[0] == '#' ? atoi(row.step + 1) :	/* ours: no name begins so */
+		saga_node_of_step(run->def, row.step);
 	payload = MemoryContextAllocZero(saga_turn_context, sizeof(SagaPayload));
 	payload->actor = MemoryContextStrdup(saga_turn_context, row.actor);
 	payload->note = row.note ? MemoryContextStrdup(saga_turn_context, row.note) : NULL;
