@@ -1770,6 +1770,47 @@ FROM saga.schedule s
 WHERE s.owner = (SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolname = current_user)
    OR saga.may(s.definition, 'see');
 COMMENT ON VIEW saga.schedules IS 'Schedules that you made, or of definitions that you may see';
+COMMENT ON COLUMN saga.schedule.name IS 'as given to saga.schedule()';
+COMMENT ON COLUMN saga.schedule.definition IS 'whose newest version is started';
+COMMENT ON COLUMN saga.schedule.cron IS 'when, or';
+COMMENT ON COLUMN saga.schedule.every IS 'how often';
+COMMENT ON COLUMN saga.schedule.input IS 'input of each run';
+COMMENT ON COLUMN saga.schedule.timezone IS 'whose clocks cron, days and months are about';
+COMMENT ON COLUMN saga.schedule.catch_up IS 'which runs that were missed are made up for: all, last or none';
+COMMENT ON COLUMN saga.schedule.overlap IS 'if the run before has not ended: skip, queue or allow';
+COMMENT ON COLUMN saga.schedule.time_field IS 'field of the input that gets the time of the run';
+COMMENT ON COLUMN saga.schedule.owner IS 'role that starts the sagas';
+COMMENT ON COLUMN saga.schedule.anchor IS 'from when on every is counted';
+COMMENT ON COLUMN saga.schedule.next_at IS 'time of the next run';
+COMMENT ON COLUMN saga.schedule.queued IS 'times of runs that wait for the one before to end';
+COMMENT ON COLUMN saga.schedule.last_at IS 'time that the last run was for';
+COMMENT ON COLUMN saga.schedule.last_saga IS 'the last run';
+COMMENT ON COLUMN saga.schedule.runs IS 'sagas started';
+COMMENT ON COLUMN saga.schedule.missed IS 'times for which none was started';
+COMMENT ON COLUMN saga.schedule.error IS 'why the last time gave none';
+COMMENT ON COLUMN saga.schedule.created_at IS 'when it was made';
+COMMENT ON COLUMN saga.schedule.origin IS 'saga.identity.origin of the database it was made in';
+COMMENT ON COLUMN saga.schedules.next_run IS 'time of the next run';
+COMMENT ON COLUMN saga.schedules.last_run IS 'time that the last run was for';
+COMMENT ON COLUMN saga.schedules.queued IS 'runs that wait for the one before to end';
+COMMENT ON COLUMN saga.schedules.name IS 'as given to saga.schedule()';
+COMMENT ON COLUMN saga.schedules.definition IS 'whose newest version is started';
+COMMENT ON COLUMN saga.schedules.owner IS 'role that starts the sagas';
+COMMENT ON COLUMN saga.schedules.cron IS 'when, or';
+COMMENT ON COLUMN saga.schedules.every IS 'how often';
+COMMENT ON COLUMN saga.schedules.timezone IS 'whose clocks cron, days and months are about';
+COMMENT ON COLUMN saga.schedules.input IS 'input of each run';
+COMMENT ON COLUMN saga.schedules.time_field IS 'field of the input that gets the time of the run';
+COMMENT ON COLUMN saga.schedules.catch_up IS 'which runs that were missed are made up for: all, last or none';
+COMMENT ON COLUMN saga.schedules.overlap IS 'if the run before has not ended: skip, queue or allow';
+COMMENT ON COLUMN saga.schedules.last_saga IS 'the last run';
+COMMENT ON COLUMN saga.schedules.runs IS 'sagas started';
+COMMENT ON COLUMN saga.schedules.missed IS 'times for which none was started';
+COMMENT ON COLUMN saga.schedules.error IS 'why the last time gave none';
+COMMENT ON COLUMN saga.schedules.created_at IS 'when it was made';
+GRANT SELECT ON saga.schedules TO saga_user, saga_operator, saga_monitor;
+GRANT EXECUTE ON FUNCTION saga.schedule(text, text, text, interval, jsonb, text, text, text, text), saga.unschedule(text),
+    saga.cron_next(text, text, timestamptz) TO saga_user;
 
 
 -- ---------------------------------------------------------------------------
@@ -2382,7 +2423,7 @@ COMMENT ON TRIGGER wake_projector ON saga.handler IS 'Handlers that come from a 
 REVOKE ALL ON ALL TABLES IN SCHEMA saga FROM PUBLIC;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA saga FROM PUBLIC;
 GRANT SELECT ON saga.instances, saga.steps, saga.log, saga.stuck, saga.in_doubt, saga.definitions, saga.participants,
-    saga.stat_sagas, saga.stat_participants, saga.stat_workers, saga.schedules,
+    saga.stat_sagas, saga.stat_participants, saga.stat_workers,
     saga.projections, saga.stat_projections, saga.progress, saga.handlers TO saga_user, saga_operator, saga_monitor;
 GRANT EXECUTE ON FUNCTION saga.may(text, text), saga.workers_(), saga.participant_stats_(), saga.definition_steps_(jsonb),
     saga.protocol_steps_(jsonb, text), saga.two_phase_branches_(jsonb), saga.prepared_gid_(uuid, text, integer)
@@ -2394,8 +2435,6 @@ GRANT EXECUTE ON FUNCTION saga.verb_(uuid, text, text, jsonb, boolean, text, boo
     saga.cancel(uuid, text, boolean), saga.terminate(uuid, text, boolean, boolean), saga.pause(uuid, text, boolean),
     saga.resume(uuid, text, boolean), saga.retry_step(uuid, text, text, boolean),
     saga.skip_step(uuid, text, jsonb, text, boolean, boolean) TO saga_user, saga_operator;
-GRANT EXECUTE ON FUNCTION saga.schedule(text, text, text, interval, jsonb, text, text, text, text), saga.unschedule(text),
-    saga.cron_next(text, text, timestamptz) TO saga_user;
 GRANT EXECUTE ON FUNCTION saga.check_log(uuid) TO saga_operator, saga_monitor;
 GRANT EXECUTE ON FUNCTION saga.create_projection(text, text, text, text[], text[], text, text, interval),
     saga.explain_projection(text), saga.replace_projection(text, text, text[], text[], text, text), saga.rename_projection(text, text),
@@ -2506,29 +2545,6 @@ BEGIN
         ('in_doubt', 'decision', 'commit, rollback, or null: none yet'),
         ('in_doubt', 'waits_for', 'what must happen before it is ended'),
         ('in_doubt', 'error', 'of the last attempt'),
-        ('schedule', 'name', 'as given to saga.schedule()'),
-        ('schedule', 'definition', 'whose newest version is started'),
-        ('schedule', 'cron', 'when, or'),
-        ('schedule', 'every', 'how often'),
-        ('schedule', 'input', 'input of each run'),
-        ('schedule', 'timezone', 'whose clocks cron, days and months are about'),
-        ('schedule', 'catch_up', 'which runs that were missed are made up for: all, last or none'),
-        ('schedule', 'overlap', 'if the run before has not ended: skip, queue or allow'),
-        ('schedule', 'time_field', 'field of the input that gets the time of the run'),
-        ('schedule', 'owner', 'role that starts the sagas'),
-        ('schedule', 'anchor', 'from when on every is counted'),
-        ('schedule', 'next_at', 'time of the next run'),
-        ('schedule', 'queued', 'times of runs that wait for the one before to end'),
-        ('schedule', 'last_at', 'time that the last run was for'),
-        ('schedule', 'last_saga', 'the last run'),
-        ('schedule', 'runs', 'sagas started'),
-        ('schedule', 'missed', 'times for which none was started'),
-        ('schedule', 'error', 'why the last time gave none'),
-        ('schedule', 'created_at', 'when it was made'),
-        ('schedule', 'origin', 'saga.identity.origin of the database it was made in'),
-        ('schedules', 'next_run', 'time of the next run'),
-        ('schedules', 'last_run', 'time that the last run was for'),
-        ('schedules', 'queued', 'runs that wait for the one before to end'),
         ('stuck_saga', 'saga_id', 'the saga'),
         ('stuck_saga', 'step', 'the step'),
         ('stuck_saga', 'operation', 'action, undo or hook'),
@@ -2680,9 +2696,9 @@ BEGIN
         FROM pg_catalog.pg_class v
         JOIN pg_catalog.pg_attribute a ON a.attrelid = v.oid AND a.attnum > 0
         JOIN pg_catalog.pg_class t ON t.relnamespace = v.relnamespace
-             AND t.relname = CASE v.relname WHEN 'log' THEN 'log_record' WHEN 'stuck' THEN 'stuck_saga' WHEN 'schedules' THEN 'schedule' ELSE 'instance' END
+             AND t.relname = CASE v.relname WHEN 'log' THEN 'log_record' WHEN 'stuck' THEN 'stuck_saga' ELSE 'instance' END
         JOIN pg_catalog.pg_attribute b ON b.attrelid = t.oid AND b.attname = a.attname
-        WHERE v.relnamespace = 'saga'::regnamespace AND v.relname IN ('instances', 'log', 'stuck', 'schedules')
+        WHERE v.relnamespace = 'saga'::regnamespace AND v.relname IN ('instances', 'log', 'stuck')
           AND pg_catalog.col_description(v.oid, a.attnum) IS NULL
     LOOP
         EXECUTE pg_catalog.format('COMMENT ON COLUMN saga.%I.%I IS %L', c.relation, c.col, c.meaning);
