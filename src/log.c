@@ -30,7 +30,8 @@ enum
 {
 	LOG_SAGA, LOG_SEQ, LOG_AT, LOG_KIND, LOG_STEP, LOG_OPERATION, LOG_ATTEMPT,
 	LOG_OUTCOME, LOG_MAYBE, LOG_STATE, LOG_CAUSE, LOG_REASON, LOG_DUE,
-	LOG_SQLSTATE, LOG_MESSAGE, LOG_RESULT, LOG_ACTOR, LOG_NOTE, LOG_COLUMNS
+	LOG_SQLSTATE, LOG_MESSAGE, LOG_RESULT, LOG_ACTOR, LOG_NOTE, LOG_VALUE,
+	LOG_COLUMNS
 };
 
 enum
@@ -89,6 +90,15 @@ partition_of(const pg_uuid_t *id)
 	return get_relname_relid("log_default", schema);
 }
 
+/* Kinds of which a value of 0 says something to a reader. */
+static bool
+has_value(uint8 kind)
+{
+	return kind == SAGA_RECORD_CHOSEN || kind == SAGA_RECORD_EXPANDED ||
+		kind == SAGA_RECORD_ITERATION || kind == SAGA_RECORD_SIGNAL ||
+		kind == SAGA_RECORD_BREAKPOINT;
+}
+
 static void
 fill_log_row(const SagaLogEntry *entry, Datum *v, bool *n)
 {
@@ -135,8 +145,9 @@ fill_log_row(const SagaLogEntry *entry, Datum *v, bool *n)
 		v[LOG_REASON] = CStringGetTextDatum(saga_stuck_reason_name(r->reason));
 		n[LOG_REASON] = false;
 	}
-	if (r->due != 0 && r->due != SAGA_NEVER)
+	if (r->due != 0)
 	{
+		/* NEVER is infinity */
 		v[LOG_DUE] = TimestampTzGetDatum(r->due);
 		n[LOG_DUE] = false;
 	}
@@ -149,6 +160,11 @@ fill_log_row(const SagaLogEntry *entry, Datum *v, bool *n)
 	}
 	v[LOG_ACTOR] = text_or_null(p->actor, &n[LOG_ACTOR]);
 	v[LOG_NOTE] = text_or_null(p->note, &n[LOG_NOTE]);
+	if (r->value != 0 || has_value(r->kind))
+	{
+		v[LOG_VALUE] = Int64GetDatum(r->value);
+		n[LOG_VALUE] = false;
+	}
 }
 
 static void
@@ -238,7 +254,7 @@ delete_consumed(const SagaTurn *turn)
 			Datum		key[3];
 
 			key[0] = UUIDPGetDatum(&turn->outcomes[i].saga_id);
-			key[1] = Int16GetDatum(turn->outcomes[i].node);
+			key[1] = Int32GetDatum(turn->outcomes[i].node);
 			key[2] = CharGetDatum(turn->outcomes[i].op);
 			(void) saga_table_delete(table, key);
 		}
@@ -440,8 +456,7 @@ jsonb_column(MemoryContext context, int row, int col)
 }
 
 static void
-read_record(MemoryContext context, int row, SagaLogEntry *entry,
-			int (*node_of) (void *, const char *), void *arg)
+read_record(MemoryContext context, int row, SagaLogEntry *entry)
 {
 	SagaRecord *r = &entry->record;
 	bool		isnull;
@@ -452,7 +467,7 @@ read_record(MemoryContext context, int row, SagaLogEntry *entry,
 	entry->at = DatumGetTimestampTz(column(row, 2, &isnull));
 	r->kind = saga_record_from_name(text_column(context, row, 3));
 	entry->step = text_column(context, row, 4);
-	r->node = entry->step ? node_of(arg, entry->step) : SAGA_NO_NODE;
+	r->node = SAGA_NO_NODE;		/* known when the ones before it are folded */
 	if ((s = text_column(context, row, 5)) != NULL)
 		r->op = saga_op_from_name(s);
 	value = column(row, 6, &isnull);
@@ -475,11 +490,12 @@ read_record(MemoryContext context, int row, SagaLogEntry *entry,
 	entry->payload.result = jsonb_column(context, row, 15);
 	entry->payload.actor = text_column(context, row, 16);
 	entry->payload.note = text_column(context, row, 17);
+	value = column(row, 18, &isnull);
+	r->value = isnull ? 0 : DatumGetInt64(value);
 }
 
 List *
-saga_log_read(const pg_uuid_t *id, int (*node_of) (void *, const char *),
-			  void *arg)
+saga_log_read(const pg_uuid_t *id)
 {
 	static SPIPlanPtr plan = NULL;
 	MemoryContext context = CurrentMemoryContext;
@@ -490,7 +506,7 @@ saga_log_read(const pg_uuid_t *id, int (*node_of) (void *, const char *),
 	values[0] = UUIDPGetDatum(id);
 	run_query(&plan,
 			  "SELECT seq, at, kind, step, operation, attempt, outcome, maybe,"
-			  " state, cause, reason, due, sqlstate, message, result, actor, note"
+			  " state, cause, reason, due, sqlstate, message, result, actor, note, value"
 			  " FROM saga.log_record WHERE saga_id = $1 ORDER BY seq",
 			  1, types, values);
 	for (uint64 i = 0; i < SPI_processed; i++)
@@ -501,10 +517,43 @@ saga_log_read(const pg_uuid_t *id, int (*node_of) (void *, const char *),
 		entry->saga_id = *id;
 		entries = lappend(entries, entry);
 		MemoryContextSwitchTo(old);
-		read_record(context, (int) i, entry, node_of, arg);
+		read_record(context, (int) i, entry);
 	}
 	SPI_freetuptable(SPI_tuptable);
 	return entries;
+}
+
+/*
+ * A name in the log means one run exactly; the machine takes a name without a
+ * retake for the newest.
+ */
+static int32
+exact_step(const SagaState *state, const char *name)
+{
+	int32		step = saga_machine_find_step(state, name);
+	char		buf[SAGA_STEP_NAME_SIZE];
+
+	if (step == SAGA_NO_NODE ||
+		strcmp(saga_machine_step_name(state, step, buf, sizeof(buf)), name) == 0)
+		return step;
+	for (step = 0; step < state->nsteps; step++)
+		if (strcmp(saga_machine_step_name(state, step, buf, sizeof(buf)), name) == 0)
+			return step;
+	return SAGA_NO_NODE;
+}
+
+bool
+saga_log_apply(SagaState *state, SagaLogEntry *entry)
+{
+	if (entry->step == NULL)
+		entry->record.node = SAGA_NO_NODE;
+	else if (strcmp(entry->step, SAGA_END_NAME) == 0)
+		entry->record.node = SAGA_NODE_END;
+	else if (strcmp(entry->step, SAGA_ON_STUCK_NAME) == 0)
+		entry->record.node = SAGA_NODE_ON_STUCK;
+	else if ((entry->record.node = exact_step(state, entry->step)) == SAGA_NO_NODE)
+		return false;
+	return saga_machine_apply(state, &entry->record);
 }
 
 int32
@@ -587,7 +636,7 @@ saga_log_read_outcomes(uint64 buckets, const pg_uuid_t *only, int *n)
 		bool		isnull;
 
 		outcomes[i].key.saga_id = *DatumGetUUIDP(column(i, 1, &isnull));
-		outcomes[i].key.node = DatumGetInt16(column(i, 2, &isnull));
+		outcomes[i].key.node = DatumGetInt32(column(i, 2, &isnull));
 		outcomes[i].key.op = DatumGetChar(column(i, 3, &isnull));
 		outcomes[i].attempt = DatumGetInt32(column(i, 4, &isnull));
 		outcomes[i].result = jsonb_column(context, i, 5);

@@ -126,9 +126,20 @@ extern int32 saga_log_last_seq(const pg_uuid_t *id);
 /* By id in the current context; false if there is no such row. */
 extern bool saga_log_read_instance(const pg_uuid_t *id, SagaInstanceRow *row);
 
-/* The log of one saga in order, in the current context. */
-extern List *saga_log_read(const pg_uuid_t *id, int (*node_of) (void *arg, const char *step),
-						   void *arg);
+/* Of the pseudo-nodes in the log; all others are names of runs of steps. */
+#define SAGA_END_NAME		"$end"
+#define SAGA_ON_STUCK_NAME	"$on_stuck"
+
+/* Room for the name of a run: the node's, and a number for each body. */
+#define SAGA_STEP_NAME_SIZE	512
+
+/*
+ * The log of one saga in order, in the current context.  Which step a record
+ * is about is only known once the ones before it are folded: saga_log_apply()
+ * finds it, sets record.node and folds the record; false if it cannot follow.
+ */
+extern List *saga_log_read(const pg_uuid_t *id);
+extern bool saga_log_apply(SagaState *state, SagaLogEntry *entry);
 
 typedef struct SagaLive
 {
