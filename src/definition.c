@@ -419,6 +419,8 @@ compile_nodes(SagaCompile *c)
 	undo_waived = MemoryContextAllocZero(c->scratch, Max(1, c->nnodes));
 	def->action = palloc0(Max(1, c->nnodes) * sizeof(SagaCall *));
 	def->compensation = palloc0(Max(1, c->nnodes) * sizeof(SagaCall *));
+	def->condition = palloc0(Max(1, c->nnodes) * sizeof(SagaCall *));
+	def->control = palloc0(Max(1, c->nnodes) * sizeof(SagaCall *));
 
 	/* declared types of all results first: texts refer to them */
 	for (int i = 0; i < c->nnodes; i++)
@@ -466,11 +468,17 @@ saga_definition_compile(const SagaDefinitionRow *row, SagaFaults *faults)
 	return def;
 }
 
+SagaCall *
+saga_definition_eval(const SagaDefinition *def, int node, SagaEval eval)
+{
+	return eval == SAGA_EVAL_CONDITION ? def->condition[node] : def->control[node];
+}
+
 int
 saga_definition_node(const SagaDefinition *def, const char *step)
 {
 	int			low = 0;
-	int			high = def->graph->nnodes - 1;
+	int			high = def->nnames - 1;
 
 	while (low <= high)
 	{

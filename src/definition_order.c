@@ -89,6 +89,7 @@ name_nodes(SagaCompile *c)
 
 	graph->nnodes = c->nnodes;
 	graph->nodes = palloc0(Max(c->nnodes, 1) * sizeof(SagaNode));
+	def->nnames = c->nnodes;
 	def->by_name = palloc(Max(c->nnodes, 1) * sizeof(int32));
 	for (int i = 0; i < c->nnodes; i++)
 	{
