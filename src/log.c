@@ -343,6 +343,60 @@ write_waiting(const SagaTurn *turn)
 	}
 }
 
+static void
+run_write(SPIPlanPtr *plan, const char *sql, int nargs, Oid *types,
+		  Datum *values, const char *nulls)
+{
+	if (*plan == NULL)
+	{
+		SPIPlanPtr	fresh = SPI_prepare(sql, nargs, types);
+
+		if (fresh == NULL || SPI_keepplan(fresh) != 0)
+			elog(ERROR, "could not prepare: %s", sql);
+		*plan = fresh;
+	}
+	if (SPI_execute_plan(*plan, values, nulls, false, 0) < 0)
+		elog(ERROR, "could not run: %s", sql);
+}
+
+/*
+ * Offers to saga.take().  One that a session has locked is left: taking it has
+ * no effect any more, and saga.upkeep() removes it.
+ */
+static void
+write_queued(const SagaTurn *turn)
+{
+	static SPIPlanPtr remove = NULL;
+	static SPIPlanPtr insert = NULL;
+	Oid			types[7] = {UUIDOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, INT4OID, JSONBOID};
+
+	for (int i = 0; i < turn->nqueued; i++)
+	{
+		const SagaQueued *q = &turn->queued[i];
+		Datum		v[7];
+		char		nulls[8] = "       ";
+
+		v[0] = UUIDPGetDatum(&q->saga_id);
+		nulls[1] = q->step ? ' ' : 'n';
+		v[1] = q->step ? CStringGetTextDatum(q->step) : (Datum) 0;
+		v[2] = CStringGetTextDatum(saga_op_name(q->op));
+		run_write(&remove, "DELETE FROM saga.queued_step WHERE id = ANY (ARRAY("
+				  "SELECT id FROM saga.queued_step WHERE saga_id = $1"
+				  " AND ($2 IS NULL OR (step = $2 AND operation = $3)) FOR UPDATE SKIP LOCKED))",
+				  3, types, v, nulls);
+		if (q->removed)
+			continue;
+		v[3] = CStringGetTextDatum(q->queue);
+		v[4] = CStringGetTextDatum(q->definition);
+		v[5] = Int32GetDatum(q->priority);
+		nulls[6] = q->input ? ' ' : 'n';
+		v[6] = q->input ? JsonbPGetDatum(q->input) : (Datum) 0;
+		run_write(&insert, "INSERT INTO saga.queued_step"
+				  " (saga_id, step, operation, queue, definition, priority, input)"
+				  " VALUES ($1, $2, $3, $4, $5, $6, $7)", 7, types, v, nulls);
+	}
+}
+
 void
 saga_log_write(const SagaTurn *turn)
 {
@@ -350,6 +404,7 @@ saga_log_write(const SagaTurn *turn)
 	write_changes(turn);
 	delete_consumed(turn);
 	write_waiting(turn);
+	write_queued(turn);
 }
 
 /* ---------------------------------------------------------------- reading */
@@ -573,35 +628,46 @@ saga_log_last_seq(const pg_uuid_t *id)
 	return seq;
 }
 
-SagaLive *
-saga_log_read_live(uint64 buckets, int *n)
+#define LIVE_AT_ONCE	5000
+
+void
+saga_log_read_live(uint64 buckets, bool pending_only,
+				   void (*each) (const SagaLive *live))
 {
-	static SPIPlanPtr plan = NULL;
 	Oid			types[1] = {INT2ARRAYOID};
 	Datum		values[1];
-	SagaLive   *live;
-	MemoryContext context = CurrentMemoryContext;
+	Portal		portal;
+	int			n;
+	static const char *const all =
+	"SELECT i.id, coalesce(w.due, CASE WHEN i.state = 'pending' THEN i.start_at END), i.priority"
+	" FROM saga.instance i LEFT JOIN saga.wakeup w ON w.saga_id = i.id"
+	" WHERE i.bucket = ANY ($1) AND i.ended_at IS NULL";
+	static const char *const pending =
+	"SELECT i.id, i.start_at, i.priority FROM saga.instance i"
+	" WHERE i.bucket = ANY ($1) AND i.ended_at IS NULL AND i.state = 'pending'";
 
 	values[0] = bucket_array(buckets);
-	run_query(&plan,
-			  "SELECT i.id, coalesce(w.due, CASE WHEN i.state = 'pending' THEN i.start_at END), i.priority"
-			  " FROM saga.instance i LEFT JOIN saga.wakeup w ON w.saga_id = i.id"
-			  " WHERE i.bucket = ANY ($1) AND i.ended_at IS NULL ORDER BY i.id",
-			  1, types, values);
-	*n = (int) SPI_processed;
-	live = MemoryContextAllocHuge(context, sizeof(SagaLive) * Max(*n, 1));
-	for (int i = 0; i < *n; i++)
+	portal = SPI_cursor_open_with_args(NULL, pending_only ? pending : all,
+									   1, types, values, NULL, true, 0);
+	do
 	{
-		bool		isnull;
-		Datum		due;
+		SPI_cursor_fetch(portal, true, LIVE_AT_ONCE);
+		n = (int) SPI_processed;
+		for (int i = 0; i < n; i++)
+		{
+			SagaLive	live;
+			bool		isnull;
+			Datum		due;
 
-		live[i].id = *DatumGetUUIDP(column(i, 1, &isnull));
-		due = column(i, 2, &isnull);
-		live[i].due = isnull ? 0 : DatumGetTimestampTz(due);
-		live[i].priority = DatumGetInt32(column(i, 3, &isnull));
-	}
-	SPI_freetuptable(SPI_tuptable);
-	return live;
+			live.id = *DatumGetUUIDP(column(i, 1, &isnull));
+			due = column(i, 2, &isnull);
+			live.due = isnull ? 0 : DatumGetTimestampTz(due);
+			live.priority = DatumGetInt32(column(i, 3, &isnull));
+			each(&live);
+		}
+		SPI_freetuptable(SPI_tuptable);
+	} while (n > 0);
+	SPI_cursor_close(portal);
 }
 
 SagaOutcome *
@@ -618,7 +684,9 @@ saga_log_read_outcomes(uint64 buckets, const pg_uuid_t *only, int *n)
 	{
 		SPIPlanPtr	fresh = SPI_prepare("SELECT saga_id, node, operation, attempt, result"
 										" FROM saga.local_outcome WHERE bucket = ANY ($1)"
-										" AND ($2 IS NULL OR saga_id = $2)", 2, types);
+										" AND ($2 IS NULL OR saga_id = $2)"
+										/* the barrier of a call whose answer comes later */
+										" AND NOT accepted", 2, types);
 
 		if (fresh == NULL || SPI_keepplan(fresh) != 0)
 			elog(ERROR, "could not prepare the outcome query");
@@ -680,25 +748,22 @@ saga_log_read_inbox(int64 id, SagaInboxRow *row)
 		row->force = DatumGetBool(v[6]);
 		row->actor = TextDatumGetCString(v[7]);
 		row->note = text_of(v[8], n[8]);
+		row->operation = text_of(v[10], n[10]);
+		row->kind = text_of(v[11], n[11]);
+		row->has_value = !n[12];
+		row->value = n[12] ? 0 : DatumGetInt64(v[12]);
 	}
 	saga_table_close(table);
 	return found;
 }
 
-SagaRingEntry *
-saga_log_list_inbox(uint64 buckets, int *n)
+static SagaRingEntry *
+inbox_entries(MemoryContext context, int *n)
 {
-	static SPIPlanPtr plan = NULL;
-	Oid			types[1] = {INT2ARRAYOID};
-	Datum		values[1];
 	SagaRingEntry *entries;
-	MemoryContext context = CurrentMemoryContext;
 
-	values[0] = bucket_array(buckets);
-	run_query(&plan, "SELECT saga_id, id FROM saga.inbox WHERE bucket = ANY ($1) ORDER BY id",
-			  1, types, values);
 	*n = (int) SPI_processed;
-	entries = MemoryContextAlloc(context, sizeof(SagaRingEntry) * Max(*n, 1));
+	entries = MemoryContextAllocHuge(context, sizeof(SagaRingEntry) * Max(*n, 1));
 	for (int i = 0; i < *n; i++)
 	{
 		bool		isnull;
@@ -708,4 +773,34 @@ saga_log_list_inbox(uint64 buckets, int *n)
 	}
 	SPI_freetuptable(SPI_tuptable);
 	return entries;
+}
+
+SagaRingEntry *
+saga_log_list_inbox(uint64 buckets, int *n)
+{
+	static SPIPlanPtr plan = NULL;
+	Oid			types[1] = {INT2ARRAYOID};
+	Datum		values[1];
+	MemoryContext context = CurrentMemoryContext;
+
+	values[0] = bucket_array(buckets);
+	run_query(&plan, "SELECT saga_id, id FROM saga.inbox WHERE bucket = ANY ($1) ORDER BY id",
+			  1, types, values);
+	return inbox_entries(context, n);
+}
+
+SagaRingEntry *
+saga_log_list_inbox_of(const pg_uuid_t *id, bool signals, int *n)
+{
+	static SPIPlanPtr plan = NULL;
+	Oid			types[2] = {UUIDOID, BOOLOID};
+	Datum		values[2];
+	MemoryContext context = CurrentMemoryContext;
+
+	values[0] = UUIDPGetDatum(id);
+	values[1] = BoolGetDatum(signals);
+	run_query(&plan, "SELECT saga_id, id FROM saga.inbox"
+			  " WHERE saga_id = $1 AND (NOT $2 OR verb = 'signal') ORDER BY id",
+			  2, types, values);
+	return inbox_entries(context, n);
 }

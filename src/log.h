@@ -71,6 +71,19 @@ typedef struct SagaStuckChange
 	TimestampTz since;
 } SagaStuckChange;
 
+/* A step that is offered to saga.take(), or no longer. */
+typedef struct SagaQueued
+{
+	pg_uuid_t	saga_id;
+	const char *step;
+	SagaOp		op;
+	bool		removed;
+	const char *queue;
+	const char *definition;
+	int32		priority;
+	Jsonb	   *input;
+} SagaQueued;
+
 typedef struct SagaWakeup
 {
 	pg_uuid_t	saga_id;
@@ -98,6 +111,9 @@ typedef struct SagaTurn
 	int			nwakeups,
 				maxwakeups;
 	SagaWakeup *wakeups;
+	int			nqueued,
+				maxqueued;
+	SagaQueued *queued;
 } SagaTurn;
 
 /* Inside a transaction of the coordinator. */
@@ -148,8 +164,12 @@ typedef struct SagaLive
 	int32		priority;
 } SagaLive;
 
-/* Every live saga of the given buckets (bit mask), oldest first. */
-extern SagaLive *saga_log_read_live(uint64 buckets, int *n);
+/*
+ * Every live saga of the given buckets (bit mask), or those that no
+ * coordinator has begun; in pieces, as there may be a million.
+ */
+extern void saga_log_read_live(uint64 buckets, bool pending_only,
+							   void (*each) (const SagaLive *live));
 
 typedef struct SagaOutcome
 {
@@ -178,10 +198,18 @@ typedef struct SagaInboxRow
 	bool		force;
 	char	   *actor;
 	char	   *note;
+	char	   *operation;		/* of an answer: action, undo */
+	char	   *kind;			/* of an answer: as saga_answer_name() says it */
+	int64		value;
+	bool		has_value;
 } SagaInboxRow;
 
 extern bool saga_log_read_inbox(int64 id, SagaInboxRow *row);
 extern SagaRingEntry *saga_log_list_inbox(uint64 buckets, int *n);
+
+/* The same of one saga; signals only, or all. */
+extern SagaRingEntry *saga_log_list_inbox_of(const pg_uuid_t *id, bool signals,
+											 int *n);
 
 /*
  * Raise the epoch when this is not the server incarnation that last called

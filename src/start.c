@@ -29,6 +29,7 @@
 #include "rights.h"
 #include "rows.h"
 #include "saga.h"
+#include "signals.h"
 #include "spi_util.h"
 
 PG_FUNCTION_INFO_V1(saga_start);
@@ -299,6 +300,7 @@ start_one(SagaTable *table, const StartOptions *o, Jsonb *input, text *key,
 		  pg_uuid_t *id)
 {
 	Jsonb	   *checked = saga_definition_check_input(o->def, input);
+	bool		waits = o->def->graph->nsignals > 0;
 
 	new_id(id);
 	if (key)
@@ -307,8 +309,12 @@ start_one(SagaTable *table, const StartOptions *o, Jsonb *input, text *key,
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("a saga's key must have 1 to 1000 bytes")));
+		if (waits)
+			saga_kept_signals_lock(o->def->name, key);
 		if (!claim_key(table, o, key, checked, id))
 			return false;
+		if (waits)
+			saga_kept_signals_deliver(o->def->name, key, id);
 	}
 	insert_instance(table, o, id, checked, key);
 	return true;
