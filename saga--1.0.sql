@@ -48,9 +48,17 @@ CREATE TABLE saga.instance (
     start_at      timestamptz,
     deadline      timestamptz,
     ended_at      timestamptz,
-    origin        integer NOT NULL
+    origin        integer NOT NULL,
+    parent_id     uuid,
+    parent_step   text,
+    depth         integer NOT NULL DEFAULT 0,
+    copy_of       uuid,
+    protocol      text NOT NULL DEFAULT 'saga'
 ) WITH (fillfactor = 45);
 CREATE INDEX instance_live ON saga.instance (bucket) WHERE ended_at IS NULL;
+-- These never change, so an update stays HOT.
+CREATE INDEX instance_labels ON saga.instance USING gin (labels jsonb_path_ops) WHERE labels IS NOT NULL;
+CREATE INDEX instance_parent ON saga.instance (parent_id) WHERE parent_id IS NOT NULL;
 COMMENT ON TABLE saga.instance IS 'One row for each saga; equals the fold of its log';
 
 -- The idempotency keys of start(), over all versions of a definition.
@@ -82,7 +90,8 @@ CREATE TABLE saga.log_record (
     message   text,
     result    jsonb,
     actor     text,
-    note      text
+    note      text,
+    value     bigint
 ) PARTITION BY RANGE (saga_id);
 -- The key is each partition's own: a dump can restore one of those that are
 -- not part of the extension.
@@ -91,14 +100,15 @@ COMMENT ON TABLE saga.log_record IS 'The append-only log of every saga, partitio
 COMMENT ON TABLE saga.log_default IS 'Log of sagas whose id fits no dated partition (clock faults, long-lived ones)';
 
 -- Local barrier: a row stands here from the commit of a local action until its
--- log record is durable.
+-- log record is durable; one that was accepted, until it is answered.
 CREATE TABLE saga.local_outcome (
     saga_id   uuid NOT NULL,
-    node      smallint NOT NULL,
+    node      integer NOT NULL,
     operation "char" NOT NULL,
     bucket    smallint NOT NULL,
     attempt   integer NOT NULL,
     result    jsonb,
+    accepted  boolean NOT NULL DEFAULT false,
     PRIMARY KEY (saga_id, node, operation)
 );
 COMMENT ON TABLE saga.local_outcome IS 'Local actions that are committed and not yet logged';
@@ -114,9 +124,59 @@ CREATE TABLE saga.inbox (
     force    boolean NOT NULL DEFAULT false,
     actor    text NOT NULL,
     note     text,
-    at       timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+    at       timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    operation text,
+    kind     text,
+    value    bigint
 );
-COMMENT ON TABLE saga.inbox IS 'Operator commands on their way to the coordinator';
+CREATE INDEX inbox_saga ON saga.inbox (saga_id);
+-- Of the answers to one call, the first one counts.
+CREATE UNIQUE INDEX inbox_answer ON saga.inbox (saga_id, step, operation) WHERE verb IN ('complete', 'fail');
+COMMENT ON TABLE saga.inbox IS 'Commands, signals and answers on their way to the coordinator';
+
+-- Signals for a key with which no saga was started yet.
+CREATE TABLE saga.kept_signal (
+    id        bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    name      text NOT NULL,
+    key       text NOT NULL,
+    signal    text NOT NULL,
+    payload   jsonb,
+    signal_id text,
+    actor     text NOT NULL,
+    at        timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+);
+CREATE INDEX kept_signal_key ON saga.kept_signal (name, key);
+CREATE UNIQUE INDEX kept_signal_id ON saga.kept_signal (name, key, signal_id) WHERE signal_id IS NOT NULL;
+COMMENT ON TABLE saga.kept_signal IS 'Signals that wait for a saga to be started with their key';
+
+-- Steps that are offered to saga.take(); a session removes what it answers.
+CREATE TABLE saga.queued_step (
+    id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    saga_id     uuid NOT NULL,
+    step        text NOT NULL,
+    operation   text NOT NULL,
+    queue       text NOT NULL,
+    definition  text NOT NULL,
+    priority    integer NOT NULL,
+    input       jsonb,
+    enqueued_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    visible_at  timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    taken       integer NOT NULL DEFAULT 0
+) WITH (fillfactor = 70);
+CREATE INDEX queued_step_order ON saga.queued_step (queue, priority DESC, id);
+CREATE INDEX queued_step_saga ON saga.queued_step (saga_id);
+COMMENT ON TABLE saga.queued_step IS 'Steps that wait to be taken from a queue, or were taken and not yet answered';
+
+-- What heartbeats said.
+CREATE TABLE saga.step_progress (
+    saga_id   uuid NOT NULL,
+    step      text NOT NULL,
+    operation text NOT NULL,
+    progress  jsonb,
+    at        timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    PRIMARY KEY (saga_id, step, operation)
+) WITH (fillfactor = 70);
+COMMENT ON TABLE saga.step_progress IS 'The last heartbeat of each step whose call was taken on';
 
 -- Sagas that are out of memory until a time, or until somebody acts (infinity).
 CREATE TABLE saga.wakeup (
@@ -149,7 +209,9 @@ CREATE TABLE saga.identity (
     server_started   timestamptz,
     host             text,
     host_guard       text,
-    held             text
+    held             text,
+    secret           bytea NOT NULL DEFAULT pg_catalog.sha256(
+        pg_catalog.uuid_send(pg_catalog.gen_random_uuid()) OPERATOR(pg_catalog.||) pg_catalog.uuid_send(pg_catalog.gen_random_uuid()))
 );
 COMMENT ON TABLE saga.identity IS 'The identity and epoch under which this database calls participants';
 INSERT INTO saga.identity (coordinator) VALUES (pg_catalog.gen_random_uuid()::text);
@@ -160,6 +222,10 @@ SELECT pg_catalog.pg_extension_config_dump('saga.log_default', '');
 SELECT pg_catalog.pg_extension_config_dump('saga.local_outcome', '');
 SELECT pg_catalog.pg_extension_config_dump('saga.wakeup', '');
 SELECT pg_catalog.pg_extension_config_dump('saga.stuck_saga', '');
+SELECT pg_catalog.pg_extension_config_dump('saga.kept_signal', '');
+SELECT pg_catalog.pg_extension_config_dump('saga.kept_signal_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('saga.queued_step', '');
+SELECT pg_catalog.pg_extension_config_dump('saga.queued_step_id_seq', '');
 -- ---------------------------------------------------------------------------
 -- Definitions: their tables, the constructors of their nodes, and the
 -- functions that make, change and show them.
@@ -449,6 +515,16 @@ CREATE FOREIGN DATA WRAPPER saga_postgres
 COMMENT ON FOREIGN DATA WRAPPER saga_postgres IS
 'PostgreSQL databases that take part in sagas; USAGE on a server of it is the right to call out';
 
+CREATE FUNCTION saga.saga_http_validator(text[], oid) RETURNS void
+LANGUAGE c STRICT AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION saga.saga_http_validator(text[], oid) IS
+'checks the options of servers and user mappings of saga_http; called by CREATE and ALTER SERVER and USER MAPPING';
+
+CREATE FOREIGN DATA WRAPPER saga_http
+	NO HANDLER VALIDATOR saga.saga_http_validator;
+COMMENT ON FOREIGN DATA WRAPPER saga_http IS
+'HTTP services that take part in sagas; USAGE on a server of it is the right to call out';
+
 -- The only copy of what stands at a participant.  It is plain SQL and PL/pgSQL
 -- for PostgreSQL 12 and later, so that a managed database can be one, and may
 -- be run again at any time (also to upgrade).  Rules for its functions:
@@ -522,7 +598,7 @@ CREATE TABLE IF NOT EXISTS saga_participant.barrier
 	PRIMARY KEY (coordinator, saga, step, op)
 ) WITH (fillfactor = 85);
 COMMENT ON TABLE saga_participant.barrier IS
-'one row for each call that happened (done) or must never happen (refused); op: a action, u undo';
+'one row for each call that happened (done) or must never happen (refused); op: a action, u undo, p of a prepared transaction';
 
 CREATE OR REPLACE FUNCTION saga_participant.version() RETURNS integer
 LANGUAGE sql IMMUTABLE AS 'SELECT 1';
@@ -546,6 +622,11 @@ END
 $f$;
 COMMENT ON FUNCTION saga_participant.decline(text, jsonb) IS
 'end the calling step of a saga as declined: business says no, nothing is retried';
+
+CREATE OR REPLACE FUNCTION saga_participant.accepted() RETURNS void
+LANGUAGE sql AS $f$SELECT pg_catalog.set_config('saga_participant.accepted', 'yes', true)$f$;
+COMMENT ON FUNCTION saga_participant.accepted() IS
+'in the action of a step with callback => true: its answer comes later, by saga.complete_step()';
 
 -- On connecting: raise the epoch, or be refused as an old coordinator.
 CREATE OR REPLACE FUNCTION saga_participant.attach
@@ -656,7 +737,9 @@ BEGIN
 	SELECT * INTO b FROM saga_participant.barrier
 	WHERE coordinator = p_coordinator AND saga = p_saga
 	  AND step = p_step AND op = p_op;
-	IF FOUND AND b.status = 'done' THEN
+	IF FOUND AND b.status = 'accepted' AND NOT p_refused_ok THEN
+		RETURN 'A';
+	ELSIF FOUND AND b.status IN ('done', 'accepted') THEN
 		RETURN 'P' || coalesce(b.result::text, '');
 	ELSIF FOUND AND p_refused_ok THEN
 		RETURN 'R';
@@ -680,7 +763,8 @@ COMMENT ON FUNCTION saga_participant.recorded(text, integer, bigint, text, uuid,
 -- Claim the key, run the prepared statement, record the result.  p_call is
 -- 'EXECUTE name(%L, ...)': the statement was prepared on the protocol level,
 -- so that this database infers the types of its parameters, and the values
--- are quoted here.  Answers 'D' (done now) or 'P' (was done) and the result.
+-- are quoted here.  Answers 'D' (done now) or 'P' (was done) and the result, or
+-- 'A' (taken on, now or before: the result comes from elsewhere).
 CREATE OR REPLACE FUNCTION saga_participant.run
 	(p_coordinator text, p_timeline integer, p_counter bigint, p_nonce text,
 	 p_saga uuid, p_step text, p_op "char", p_not_after timestamp with time zone,
@@ -698,8 +782,10 @@ DECLARE
 	n bigint := 0;
 	v_size bigint := 0;
 BEGIN
-	-- an expression, as PERFORM would cost a run of the executor
-	IF pg_catalog.pg_advisory_xact_lock_shared(pg_catalog.hashtextextended(p_coordinator, 7461)) IS NULL THEN
+	-- an expression, as PERFORM would cost a run of the executor; and no lock
+	-- that a prepared transaction would keep
+	IF (CASE WHEN p_op OPERATOR(pg_catalog.<>) 'p'
+		THEN pg_catalog.pg_advisory_xact_lock_shared(pg_catalog.hashtextextended(p_coordinator, 7461)) IS NULL END) THEN
 	END IF;
 	INSERT INTO saga_participant.barrier
 		(coordinator, saga, step, op, status, not_after)
@@ -784,16 +870,64 @@ BEGIN
 	IF p_prepare IS NOT NULL THEN
 		DEALLOCATE saga_call;
 	END IF;
+	IF pg_catalog.current_setting('saga_participant.accepted', true) OPERATOR(pg_catalog.=) 'yes' THEN
+		UPDATE saga_participant.barrier b SET status = 'accepted'
+		WHERE b.coordinator OPERATOR(pg_catalog.=) p_coordinator
+		  AND b.saga OPERATOR(pg_catalog.=) p_saga
+		  AND b.step OPERATOR(pg_catalog.=) p_step AND b.op OPERATOR(pg_catalog.=) p_op;
+		v_result := NULL;
+	END IF;
 
 	-- A COMMIT that waits for a standby must not be given up with a warning
 	-- and a tag that looks like success.
 	IF pg_catalog.set_config('statement_timeout', '0', true) IS NULL THEN
+	END IF;
+	IF pg_catalog.current_setting('saga_participant.accepted', true) OPERATOR(pg_catalog.=) 'yes' THEN
+		RETURN 'A';
 	END IF;
 	RETURN pg_catalog.concat('D', v_result);
 END
 $f$;
 COMMENT ON FUNCTION saga_participant.run(text, integer, bigint, text, uuid, text, "char", timestamp with time zone, text, text[], text, text, integer, integer, text) IS
 'run one call of a saga at most once and record its result';
+
+-- First in a transaction that is to be prepared: claim the branch's key.  There
+-- is no advisory lock, for the prepared transaction would keep it, and nobody
+-- could raise the epoch while it stands.  An old coordinator that gets in here
+-- at the last moment leaves a prepared transaction, no more: whoever rolls
+-- back claims the same key first.
+CREATE OR REPLACE FUNCTION saga_participant.vote
+	(p_coordinator text, p_timeline integer, p_counter bigint, p_nonce text,
+	 p_saga uuid, p_step text, p_not_after timestamp with time zone, p_gid text)
+RETURNS text
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $f$
+BEGIN
+	IF EXISTS (SELECT FROM pg_prepared_xacts
+			   WHERE gid = p_gid AND database = current_database()
+				 AND owner = current_user) THEN
+		RAISE EXCEPTION 'this branch is prepared already' USING ERRCODE = 'SGB06';
+	END IF;
+	INSERT INTO saga_participant.barrier
+		(coordinator, saga, step, op, status, not_after)
+	SELECT p_coordinator, p_saga, p_step, 'p', 'done', p_not_after
+	WHERE EXISTS (SELECT FROM saga_participant.epoch e
+				  WHERE e.coordinator = p_coordinator
+					AND e.timeline = p_timeline AND e.counter = p_counter
+					AND e.nonce = p_nonce)
+	  AND clock_timestamp() <= p_not_after
+	ON CONFLICT DO NOTHING;
+	IF NOT FOUND THEN
+		PERFORM saga_participant.recorded(p_coordinator, p_timeline, p_counter, p_nonce,
+										  p_saga, p_step, 'p', p_not_after, false);
+		RAISE EXCEPTION 'this branch is committed already' USING ERRCODE = 'SGB06';
+	END IF;
+	RETURN 'D';
+END
+$f$;
+COMMENT ON FUNCTION saga_participant.vote(text, integer, bigint, text, uuid, text, timestamp with time zone, text) IS
+'claim the key of a branch of two-phase commit, or tell that it has voted';
 
 -- Undo of an action that may not have happened: refuse its key first, which
 -- waits for a first try that still runs.  'N': it had not, nothing was run.
@@ -931,8 +1065,9 @@ AS 'MODULE_PATHNAME', 'saga_check_participant';
 COMMENT ON FUNCTION saga.check_participant(text) IS
 'everything a server needs in order to take part in sagas, checked one by one as the calling role; never an error';
 
-REVOKE ALL ON FOREIGN DATA WRAPPER saga_postgres FROM PUBLIC;
+REVOKE ALL ON FOREIGN DATA WRAPPER saga_postgres, saga_http FROM PUBLIC;
 REVOKE ALL ON FUNCTION saga.saga_postgres_validator(text[], oid) FROM PUBLIC;
+REVOKE ALL ON FUNCTION saga.saga_http_validator(text[], oid) FROM PUBLIC;
 REVOKE ALL ON FUNCTION saga.participant_script(text[]) FROM PUBLIC;
 REVOKE ALL ON FUNCTION saga.prepare_participant(text, boolean) FROM PUBLIC;
 REVOKE ALL ON FUNCTION saga.check_participant(text) FROM PUBLIC;
@@ -957,9 +1092,9 @@ COMMENT ON TYPE saga.outcome IS 'What has become of a saga: see saga.wait()';
 CREATE FUNCTION saga.start(definition text, input jsonb DEFAULT '{}', key text DEFAULT NULL,
     start_at timestamptz DEFAULT NULL, on_conflict text DEFAULT 'return', version integer DEFAULT NULL,
     priority integer DEFAULT NULL, deadline interval DEFAULT NULL, correlation text DEFAULT NULL,
-    labels jsonb DEFAULT NULL)
+    labels jsonb DEFAULT NULL, protocol text DEFAULT NULL)
 RETURNS uuid LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_start';
-COMMENT ON FUNCTION saga.start(text, jsonb, text, timestamptz, text, integer, integer, interval, text, jsonb)
+COMMENT ON FUNCTION saga.start(text, jsonb, text, timestamptz, text, integer, integer, interval, text, jsonb, text)
 IS 'Start a saga as part of this transaction: no commit, no saga';
 
 CREATE FUNCTION saga.start_many(definition text, inputs jsonb, key_field text DEFAULT NULL)
@@ -972,9 +1107,52 @@ CREATE FUNCTION saga.wait(id uuid, timeout interval DEFAULT '30 s')
 RETURNS saga.outcome LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_wait';
 COMMENT ON FUNCTION saga.wait(uuid, interval) IS 'Wait for a saga to end; at the time-out done is false';
 
+CREATE FUNCTION saga.wait_any(ids uuid[], timeout interval DEFAULT '30 s')
+RETURNS saga.outcome LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_wait_any';
+COMMENT ON FUNCTION saga.wait_any(uuid[], interval)
+IS 'Wait for one of several sagas to end, and say which; at the time-out done is false and the rest NULL';
+
 CREATE FUNCTION saga.status(id uuid)
 RETURNS saga.outcome LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_status';
 COMMENT ON FUNCTION saga.status(uuid) IS 'What has become of a saga, as committed now';
+
+-- Signals and answers.
+CREATE FUNCTION saga.signal(id uuid, signal text, payload jsonb DEFAULT NULL, signal_id text DEFAULT NULL)
+RETURNS boolean LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_signal';
+COMMENT ON FUNCTION saga.signal(uuid, text, jsonb, text)
+IS 'Send a signal to a saga; false if it has ended';
+
+CREATE FUNCTION saga.signal_key(definition text, key text, signal text, payload jsonb DEFAULT NULL,
+    signal_id text DEFAULT NULL, if_absent text DEFAULT 'error')
+RETURNS boolean LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_signal_key';
+COMMENT ON FUNCTION saga.signal_key(text, text, text, jsonb, text, text)
+IS 'Send a signal to the saga that was, or with if_absent => ''keep'' will be, started with a key';
+
+CREATE FUNCTION saga.complete_step(token text, result jsonb DEFAULT NULL)
+RETURNS boolean LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_complete_step';
+COMMENT ON FUNCTION saga.complete_step(text, jsonb)
+IS 'Answer a step that was taken on: done; false if the call needs no answer any more';
+
+CREATE FUNCTION saga.fail_step(token text, error text DEFAULT NULL, kind text DEFAULT 'declined')
+RETURNS boolean LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_fail_step';
+COMMENT ON FUNCTION saga.fail_step(text, text, text)
+IS 'Answer a step that was taken on: declined, transient or broken; false if the call needs no answer any more';
+
+CREATE FUNCTION saga.heartbeat(token text, progress jsonb DEFAULT NULL)
+RETURNS boolean LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_heartbeat';
+COMMENT ON FUNCTION saga.heartbeat(text, jsonb)
+IS 'A step that was taken on is alive: its time-out begins anew; false if the call needs no answer any more';
+
+CREATE FUNCTION saga.accepted()
+RETURNS void LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_accepted';
+COMMENT ON FUNCTION saga.accepted()
+IS 'In a local action of a step with callback => true: its answer comes later, by saga.complete_step()';
+
+CREATE FUNCTION saga.take(queue text, n integer DEFAULT 1, visibility interval DEFAULT '5 min')
+RETURNS TABLE (token text, saga_id uuid, step text, input jsonb, attempt integer)
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_take';
+COMMENT ON FUNCTION saga.take(text, integer, interval)
+IS 'Take steps from a queue; each comes again after the time given as visibility unless it is answered';
 
 -- The operator's verbs.  Each leaves a command; the coordinator logs it.
 CREATE FUNCTION saga.verb_(id uuid, verb text, step text, result jsonb, force boolean, reason text, strict boolean)
@@ -1044,7 +1222,8 @@ IS 'Fold the log of one saga, or of all, and name every row that differs from it
 CREATE VIEW saga.instances WITH (security_barrier) AS
 SELECT i.id, d.name, d.version, i.state, i.direction, i.cause, i.key, i.failed_step, i.sqlstate, i.error,
        i.input, i.output, i.correlation, i.labels, i.priority,
-       pg_catalog.pg_get_userbyid(i.started_by) AS started_by, i.started_at, i.start_at, i.deadline, i.ended_at
+       pg_catalog.pg_get_userbyid(i.started_by) AS started_by, i.started_at, i.start_at, i.deadline, i.ended_at,
+       i.parent_id, i.parent_step, i.copy_of
 FROM saga.instance i JOIN saga.definition d ON d.id = i.definition_id
 WHERE i.started_by = (SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolname = current_user)
    OR saga.may(d.name, 'see');
@@ -1122,7 +1301,7 @@ SELECT s.srvname AS name, w.fdwname AS wrapper,
           AND pg_catalog.jsonb_path_exists(d.body, '$.** ? (@.server == $name)',
                                            pg_catalog.jsonb_build_object('name', s.srvname))) AS used_by
 FROM pg_catalog.pg_foreign_server s JOIN pg_catalog.pg_foreign_data_wrapper w ON w.oid = s.srvfdw
-WHERE w.fdwname IN ('saga_postgres', 'postgres_fdw', 'dblink_fdw');
+WHERE w.fdwname IN ('saga_postgres', 'saga_http', 'postgres_fdw', 'dblink_fdw');
 COMMENT ON VIEW saga.participants IS 'Foreign servers that saga can call';
 
 CREATE VIEW saga.stat_participants WITH (security_barrier) AS
@@ -1145,13 +1324,221 @@ SELECT i.name, i.version,
        pg_catalog.count(*) FILTER (WHERE i.state = 'completed') AS completed,
        pg_catalog.count(*) FILTER (WHERE i.state = 'compensated') AS compensated,
        pg_catalog.count(*) FILTER (WHERE i.state = 'terminated') AS terminated,
+       pg_catalog.round(pg_catalog.count(*) FILTER (WHERE i.started_at > pg_catalog.now() - '60 s'::interval) / 60.0, 3) AS starts_per_s,
+       pg_catalog.round(pg_catalog.count(*) FILTER (WHERE i.ended_at > pg_catalog.now() - '60 s'::interval) / 60.0, 3) AS ends_per_s,
        pg_catalog.round((pg_catalog.percentile_cont(0.5) WITHIN GROUP (ORDER BY extract(epoch FROM i.ended_at - i.started_at) * 1000))::numeric, 3) AS p50_ms,
+       pg_catalog.round((pg_catalog.percentile_cont(0.95) WITHIN GROUP (ORDER BY extract(epoch FROM i.ended_at - i.started_at) * 1000))::numeric, 3) AS p95_ms,
        pg_catalog.round((pg_catalog.percentile_cont(0.99) WITHIN GROUP (ORDER BY extract(epoch FROM i.ended_at - i.started_at) * 1000))::numeric, 3) AS p99_ms,
        pg_catalog.max(i.started_at) AS last_started_at,
        pg_catalog.max(i.ended_at) AS last_ended_at
 FROM saga.instances i
 GROUP BY i.name, i.version;
 COMMENT ON VIEW saga.stat_sagas IS 'Outcomes and durations by definition, over the sagas that are kept';
+-- ---------------------------------------------------------------------------
+-- Pictures: text that draws itself (Mermaid, Graphviz), and pages of HTML
+-- without any outside resource.  All of them see through the views above, so
+-- with the reader's rights, and escape whatever is not theirs.
+
+CREATE FUNCTION saga.graph(definition text, format text DEFAULT 'mermaid', version integer DEFAULT NULL)
+RETURNS text LANGUAGE c STABLE AS 'MODULE_PATHNAME', 'saga_graph';
+COMMENT ON FUNCTION saga.graph(text, text, integer)
+IS 'The steps of a definition and their order, as a Mermaid flowchart or in DOT';
+
+-- One row for each operation of each step.  The call of a local step leaves no
+-- record before its end: it began when the record before that was written.
+CREATE FUNCTION saga.spans_(id uuid)
+RETURNS TABLE (step text, operation text, began timestamptz, ended timestamptz, state text, attempts integer, error text)
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+    WITH l AS (
+        SELECT r.*, pg_catalog.lag(r.at) OVER (ORDER BY r.seq) AS before
+        FROM saga.log r WHERE r.saga_id = spans_.id
+    ), s AS (
+        SELECT l.step, coalesce(l.operation, 'action') AS operation,
+               (pg_catalog.array_agg(CASE WHEN l.kind IN ('done', 'failed', 'hook') THEN coalesce(l.before, l.at) ELSE l.at END
+                                     ORDER BY l.seq))[1] AS began,
+               pg_catalog.max(l.at) AS last_at,
+               (pg_catalog.array_agg(l.kind ORDER BY l.seq DESC))[1] AS kind,
+               (pg_catalog.array_agg(l.due ORDER BY l.seq DESC))[1] AS due,
+               pg_catalog.max(l.attempt) AS attempts,
+               (pg_catalog.array_agg(l.message ORDER BY l.seq DESC) FILTER (WHERE l.message IS NOT NULL))[1] AS error,
+               pg_catalog.min(l.seq) AS seq
+        FROM l
+        WHERE l.step IS NOT NULL AND l.kind NOT IN ('undo', 'breakpoint', 'restarted')
+        GROUP BY l.step, coalesce(l.operation, 'action')
+    ), k AS (
+        SELECT s.*, CASE
+            WHEN s.kind = 'failed' AND s.due IS NOT NULL THEN 'retrying'
+            WHEN s.kind = 'done' AND s.operation = 'undo' THEN 'undone'
+            WHEN s.kind IN ('done', 'failed', 'stuck', 'skipped', 'continued', 'refused') THEN s.kind
+            WHEN s.kind = 'hook' AND s.due IS NULL THEN 'done'
+            WHEN s.kind = 'chosen' THEN 'done'
+            ELSE 'running' END AS state
+        FROM s
+    )
+    SELECT k.step, k.operation, k.began,
+           CASE WHEN k.state IN ('retrying', 'stuck', 'running')
+                THEN coalesce((SELECT i.ended_at FROM saga.instances i WHERE i.id = spans_.id), pg_catalog.clock_timestamp())
+                ELSE k.last_at END,
+           k.state, k.attempts, k.error
+    FROM k
+    ORDER BY k.began, k.seq;
+END;
+COMMENT ON FUNCTION saga.spans_(uuid) IS 'Internal: bars of the pictures of a saga';
+
+CREATE FUNCTION saga.timeline(id uuid, format text DEFAULT 'mermaid')
+RETURNS text LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    i      record;
+    s      record;
+    n      integer := 0;
+    part   text;
+    result text;
+BEGIN
+    IF format NOT IN ('mermaid', 'dot') THEN
+        RAISE EXCEPTION 'unrecognized format: "%"', format
+            USING ERRCODE = '22023', HINT = 'Formats are mermaid and dot.';
+    END IF;
+    SELECT * INTO i FROM saga.instances v WHERE v.id = timeline.id;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'saga % does not exist', id USING ERRCODE = '42704';
+    END IF;
+    IF format = 'dot' THEN
+        result := E'digraph timeline {\n  rankdir=LR;\n  node [shape=box, style=filled, fontname="sans-serif"];\n';
+    ELSE
+        -- ends of statements and of comments are what a title must not have
+        result := E'gantt\n  title ' || translate(i.name, '#;:%<>"', '_______') || ' ' || i.state
+               || E'\n  dateFormat x\n  axisFormat %H:%M:%S\n';
+    END IF;
+    FOR s IN SELECT * FROM saga.spans_(id) LOOP
+        n := n + 1;
+        IF format = 'dot' THEN
+            result := result || format('  n%s [label="%s\n%s: %s\n%s\n%s ms", fillcolor="%s"];', n,
+                replace(replace(s.step, '\', '\\'), '"', '\"'), s.operation, s.state,
+                to_char(s.began AT TIME ZONE 'UTC', 'HH24:MI:SS.MS'),
+                round(extract(epoch FROM s.ended - s.began) * 1000, 1), saga.colour_(s.state)) || E'\n'
+                || CASE WHEN n > 1 THEN format('  n%s -> n%s;', n - 1, n) || E'\n' ELSE '' END;
+        ELSE
+            IF part IS DISTINCT FROM s.step THEN
+                part := s.step;
+                result := result || '  section ' || translate(s.step, '#;:%<>"', '_______') || E'\n';
+            END IF;
+            result := result || format('    %s %s :%s%s, %s', s.operation, s.state,
+                CASE WHEN s.state IN ('done', 'undone', 'skipped', 'continued') THEN 'done, '
+                     WHEN s.state IN ('failed', 'stuck', 'refused') THEN 'crit, ' ELSE 'active, ' END,
+                floor(extract(epoch FROM s.began) * 1000), greatest(ceil(extract(epoch FROM s.ended) * 1000),
+                                                                   floor(extract(epoch FROM s.began) * 1000) + 1)) || E'\n';
+        END IF;
+    END LOOP;
+    RETURN result || CASE WHEN format = 'dot' THEN E'}\n' ELSE '' END;
+END
+$$;
+COMMENT ON FUNCTION saga.timeline(uuid, text) IS 'What a saga did when, as a Mermaid Gantt chart or in DOT';
+
+CREATE FUNCTION saga.colour_(state text)
+RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE WHEN state IN ('done', 'completed') THEN '#8fd19e'
+            WHEN state IN ('stuck', 'failed', 'terminated', 'refused') THEN '#f1a9a0'
+            WHEN state IN ('retrying', 'waiting', 'paused', 'pending') THEN '#fde08d'
+            WHEN state IN ('undone', 'compensated', 'skipped', 'continued') THEN '#cfd4da'
+            ELSE '#9ec5fe' END;
+COMMENT ON FUNCTION saga.colour_(text) IS 'Internal: colour of a state in pictures';
+
+CREATE FUNCTION saga.html_(value text)
+RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN pg_catalog.replace(pg_catalog.replace(pg_catalog.replace(pg_catalog.replace(pg_catalog.replace(
+    coalesce(value, ''), '&', '&amp;'), '<', '&lt;'), '>', '&gt;'), '"', '&quot;'), '''', '&#39;');
+COMMENT ON FUNCTION saga.html_(text) IS 'Internal: text as HTML';
+
+-- A table of HTML from rows of JSON; a column "state" has its colour.
+CREATE FUNCTION saga.html_table_(title text, columns text[], rows jsonb)
+RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT pg_catalog.concat('<h2>', saga.html_(title), '</h2>',
+        CASE WHEN rows IS NULL OR rows = '[]' THEN '<p>none</p>' ELSE pg_catalog.concat(
+            '<table><tr>', (SELECT pg_catalog.string_agg(pg_catalog.concat('<th>', saga.html_(c), '</th>'), '' ORDER BY n)
+                            FROM pg_catalog.unnest(columns) WITH ORDINALITY AS u(c, n)), '</tr>',
+            (SELECT pg_catalog.string_agg(pg_catalog.concat('<tr>',
+                 (SELECT pg_catalog.string_agg(pg_catalog.concat('<td',
+                      CASE WHEN c = 'state' THEN pg_catalog.concat(' style="background:', saga.colour_(r ->> c), '"') END,
+                      '>', saga.html_(r ->> c), '</td>'), '' ORDER BY n)
+                  FROM pg_catalog.unnest(columns) WITH ORDINALITY AS u(c, n)), '</tr>'), E'\n' ORDER BY at)
+             FROM pg_catalog.jsonb_array_elements(rows) WITH ORDINALITY AS e(r, at)), '</table>') END, E'\n');
+END;
+COMMENT ON FUNCTION saga.html_table_(text, text[], jsonb) IS 'Internal: rows as a table of HTML';
+
+CREATE FUNCTION saga.html_page_(title text, body text)
+RETURNS text LANGUAGE sql STABLE
+RETURN pg_catalog.concat('<!DOCTYPE html>', E'\n', '<html lang="en"><head><meta charset="utf-8"><title>', saga.html_(title),
+    '</title><meta http-equiv="Content-Security-Policy" content="default-src ''none''; style-src ''unsafe-inline''">',
+    '<style>body{font:14px sans-serif;margin:2em;color:#222}table{border-collapse:collapse;margin-bottom:1em}',
+    'th,td{border:1px solid #ccc;padding:3px 8px;text-align:left;vertical-align:top;max-width:40em;overflow-wrap:anywhere}',
+    'th{background:#eee}.bars{width:100%}.bars td{border:0;border-bottom:1px solid #eee}.bar{position:relative;height:16px}',
+    '.bar div{position:absolute;height:16px;min-width:2px;border-radius:2px}</style></head><body><h1>',
+    saga.html_(title), '</h1><p>', saga.html_(pg_catalog.current_database()), ', ',
+    pg_catalog.to_char(pg_catalog.clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS'), E' UTC</p>\n', body, E'</body></html>\n');
+COMMENT ON FUNCTION saga.html_page_(text, text) IS 'Internal: a whole page of HTML';
+
+CREATE FUNCTION saga.report_html()
+RETURNS text LANGUAGE sql STABLE
+RETURN saga.html_page_('Sagas', pg_catalog.concat(
+    saga.html_table_('Waiting for an operator', '{id,name,version,state,step,operation,reason,sqlstate,error,since,hint,verbs}',
+        (SELECT pg_catalog.jsonb_agg(pg_catalog.to_jsonb(s) || '{"state": "stuck"}' ORDER BY s.since)
+         FROM (SELECT * FROM saga.stuck ORDER BY since LIMIT 200) s)),
+    saga.html_table_('Definitions', '{name,version,started,live,stuck,completed,compensated,terminated,starts_per_s,ends_per_s,p50_ms,p95_ms,p99_ms,last_started_at,last_ended_at}',
+        (SELECT pg_catalog.jsonb_agg(pg_catalog.to_jsonb(s) ORDER BY s.stuck DESC, s.name, s.version) FROM saga.stat_sagas s)),
+    saga.html_table_('Sagas that run', '{id,name,version,state,direction,cause,failed_step,error,started_at,deadline}',
+        (SELECT pg_catalog.jsonb_agg(pg_catalog.to_jsonb(i) - 'input' - 'output' ORDER BY i.state <> 'stuck', i.started_at)
+         FROM (SELECT * FROM saga.instances WHERE ended_at IS NULL ORDER BY state <> 'stuck', started_at LIMIT 200) i)),
+    saga.html_table_('Ended last', '{id,name,version,state,cause,failed_step,error,started_at,ended_at}',
+        (SELECT pg_catalog.jsonb_agg(pg_catalog.to_jsonb(i) - 'input' - 'output' ORDER BY i.ended_at DESC)
+         FROM (SELECT * FROM saga.instances WHERE ended_at IS NOT NULL ORDER BY ended_at DESC LIMIT 100) i)),
+    saga.html_table_('Participants', '{name,circuit,calls,done,declined,transient,broken,unknown,in_flight,latency_avg_ms,latency_max_ms}',
+        (SELECT pg_catalog.jsonb_agg(pg_catalog.to_jsonb(p) ORDER BY p.circuit = 'closed', p.name) FROM saga.stat_participants p)),
+    saga.html_table_('Workers', '{kind,number,pid,started_at,turns,items,loaded,errors,activity}',
+        (SELECT pg_catalog.jsonb_agg(pg_catalog.to_jsonb(w) ORDER BY w.kind, w.number) FROM saga.stat_workers w))));
+COMMENT ON FUNCTION saga.report_html() IS 'All sagas you may see as one page of HTML, those that wait for an operator first';
+
+CREATE FUNCTION saga.report_html(id uuid)
+RETURNS text LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    i     record;
+    bars  text;
+    until timestamptz;
+    width numeric;
+BEGIN
+    SELECT * INTO i FROM saga.instances v WHERE v.id = report_html.id;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'saga % does not exist', id USING ERRCODE = '42704';
+    END IF;
+    until := coalesce(i.ended_at, clock_timestamp());
+    width := greatest(extract(epoch FROM until - i.started_at), 0.000001);
+    SELECT string_agg(format(
+        '<tr><td>%s</td><td>%s</td><td class="bars"><div class="bar"><div title="%s" style="left:%s%%;width:%s%%;background:%s"></div></div></td><td>%s ms</td></tr>',
+        saga.html_(s.step), saga.html_(s.operation || ': ' || s.state), saga.html_(coalesce(s.error, s.state)),
+        round(least(greatest(extract(epoch FROM s.began - i.started_at) / width * 100, 0), 99.9), 2),
+        round(least(greatest(extract(epoch FROM s.ended - s.began) / width * 100, 0), 100), 2), saga.colour_(s.state),
+        round(extract(epoch FROM s.ended - s.began) * 1000, 1)), E'\n' ORDER BY s.began)
+    INTO bars FROM saga.spans_(id) s;
+    RETURN saga.html_page_(format('%s %s', i.name, id), concat(
+        saga.html_table_('Waiting for an operator', '{step,operation,state,reason,sqlstate,error,since,hint,verbs}',
+            (SELECT jsonb_agg(to_jsonb(s) || '{"state": "stuck"}') FROM saga.stuck s WHERE s.id = report_html.id)),
+        saga.html_table_('Saga', '{id,name,version,state,direction,cause,key,failed_step,sqlstate,error,started_by,started_at,deadline,ended_at,input,output}',
+            jsonb_build_array(to_jsonb(i))),
+        '<h2>Timeline</h2><table class="bars">', bars, E'</table>\n',
+        saga.html_table_('Steps', '{position,step,state,attempts,next_attempt_at,changed_at,outcome,sqlstate,error,result}',
+            (SELECT jsonb_agg(to_jsonb(s) ORDER BY s.position) FROM saga.steps s WHERE s.saga_id = report_html.id)),
+        saga.html_table_('Log', '{seq,at,kind,step,operation,attempt,outcome,state,cause,reason,due,sqlstate,message,result,actor,note}',
+            (SELECT jsonb_agg(to_jsonb(l) ORDER BY l.seq) FROM saga.log l WHERE l.saga_id = report_html.id))));
+END
+$$;
+COMMENT ON FUNCTION saga.report_html(uuid) IS 'One saga as a page of HTML: its steps, when they ran, its log';
+
+GRANT EXECUTE ON FUNCTION saga.graph(text, text, integer), saga.spans_(uuid), saga.timeline(uuid, text), saga.colour_(text),
+    saga.html_(text), saga.html_table_(text, text[], jsonb), saga.html_page_(text, text),
+    saga.report_html(), saga.report_html(uuid)
+    TO saga_user, saga_operator, saga_monitor;
+
 -- ---------------------------------------------------------------------------
 -- Upkeep of the log.
 
@@ -1222,6 +1609,15 @@ BEGIN
     DELETE FROM saga.instance_key k USING saga.instance i, saga.definition d
     WHERE i.id = k.saga_id AND d.id = i.definition_id
       AND i.ended_at < now() - (d.body->>'key_retention')::interval;
+
+    -- what nobody came for
+    DELETE FROM saga.kept_signal WHERE at < now() - keep;
+    DELETE FROM saga.queued_step q
+    WHERE NOT EXISTS (SELECT FROM saga.instance i WHERE i.id = q.saga_id AND i.ended_at IS NULL)
+      AND q.enqueued_at < now() - interval '1 hour';
+    DELETE FROM saga.step_progress p
+    WHERE NOT EXISTS (SELECT FROM saga.instance i WHERE i.id = p.saga_id AND i.ended_at IS NULL)
+      AND p.at < now() - interval '1 hour';
 
     FOR part IN
         SELECT c.oid::regclass AS name, to_date(substr(c.relname, 5), 'YYYYMMDD') AS day
@@ -1582,8 +1978,8 @@ GRANT SELECT ON saga.instances, saga.steps, saga.log, saga.stuck, saga.definitio
     saga.projections, saga.stat_projections, saga.progress, saga.handlers TO saga_user, saga_operator, saga_monitor;
 GRANT EXECUTE ON FUNCTION saga.may(text, text), saga.workers_(), saga.participant_stats_(), saga.definition_steps_(jsonb)
     TO saga_user, saga_operator, saga_monitor;
-GRANT EXECUTE ON FUNCTION saga.start(text, jsonb, text, timestamptz, text, integer, integer, interval, text, jsonb),
-    saga.start_many(text, jsonb, text), saga.wait(uuid, interval), saga.status(uuid)
+GRANT EXECUTE ON FUNCTION saga.start(text, jsonb, text, timestamptz, text, integer, integer, interval, text, jsonb, text),
+    saga.start_many(text, jsonb, text), saga.wait(uuid, interval), saga.wait_any(uuid[], interval), saga.status(uuid)
     TO saga_user, saga_operator;
 GRANT EXECUTE ON FUNCTION saga.verb_(uuid, text, text, jsonb, boolean, text, boolean),
     saga.cancel(uuid, text, boolean), saga.terminate(uuid, text, boolean, boolean), saga.pause(uuid, text, boolean),
@@ -1654,7 +2050,12 @@ BEGIN
         ('instance', 'start_at', 'not taken up before this time'),
         ('instance', 'deadline', 'absolute deadline'),
         ('instance', 'ended_at', 'when it ended'),
+        ('instance', 'protocol', 'saga, or two_phase: by two-phase commit'),
         ('instance', 'origin', 'saga.identity.origin of the database it was started in'),
+        ('instance', 'parent_id', 'the saga of which it is a sub-saga'),
+        ('instance', 'parent_step', 'step of the parent that called it'),
+        ('instance', 'depth', 'number of parents above it'),
+        ('instance', 'copy_of', 'saga that it was restarted or forked from'),
         ('local_outcome', 'saga_id', 'the saga'),
         ('local_outcome', 'node', 'position of the step in the definition; -1: the ending action'),
         ('local_outcome', 'operation', 'a action, c compensation, h ending action'),
@@ -1753,7 +2154,10 @@ BEGIN
         ('stat_sagas', 'completed', 'ended: completed'),
         ('stat_sagas', 'compensated', 'ended: compensated'),
         ('stat_sagas', 'terminated', 'ended: terminated'),
+        ('stat_sagas', 'starts_per_s', 'starts a second over the last minute'),
+        ('stat_sagas', 'ends_per_s', 'ends a second over the last minute'),
         ('stat_sagas', 'p50_ms', 'median time from start to end, milliseconds'),
+        ('stat_sagas', 'p95_ms', '95th percentile of it'),
         ('stat_sagas', 'p99_ms', '99th percentile of it'),
         ('stat_sagas', 'last_started_at', 'last start'),
         ('stat_sagas', 'last_ended_at', 'last end'),

@@ -22,6 +22,7 @@
 #include "coordinator.h"
 #include "errors.h"
 #include "guc.h"
+#include "two_phase.h"
 
 /* A call that waits until its turn is durable. */
 typedef struct Send
@@ -216,20 +217,41 @@ start_remote(SagaRun *run, SagaCallOut *out, const SagaCommand *c, char **values
 		saga_run_answer(out, SAGA_ANSWER_BROKEN, false, payload);
 		return;
 	}
+	if ((server->kind == SAGA_SERVER_HTTP) != (call->tmpl->kind == SAGA_TEMPLATE_HTTP))
+	{
+		SagaPayload *payload = MemoryContextAllocZero(saga_turn_context, sizeof(SagaPayload));
+
+		strlcpy(payload->sqlstate, "42809", sizeof(payload->sqlstate));
+		payload->message = MemoryContextStrdup(saga_turn_context,
+											   "the server is of another kind than when the saga was defined");
+		saga_run_answer(out, SAGA_ANSWER_BROKEN, false, payload);
+		return;
+	}
 	memset(&request, 0, sizeof(request));
 	request.tag = out->tag;
 	request.mode = c->op == SAGA_OP_CLAIM ? SAGA_REQUEST_CLAIM :
 		c->op == SAGA_OP_UNDO && out->conditional ? SAGA_REQUEST_UNDO : SAGA_REQUEST_RUN;
+	if (call->role != SAGA_BRANCH_NONE)
+		saga_branch_request(&run->row.id, call, c->op, &request);
 	request.server = server;
 	request.saga_id = run->row.id;
 	request.saga_name = run->def->name;
-	request.step = saga_step_name(run, c->node);
+	if (request.step == NULL)
+		request.step = saga_step_name(run, c->node);
 	request.op = c->op == SAGA_OP_CLAIM ? c->target : c->op;
 	request.tmpl = call->tmpl;
 	request.values = values;
 	request.shape = call->shape;
 	request.expect_rows = call->expect_rows;
 	request.timeout_ms = call->timeout_ms;
+	request.attempt = c->attempt;
+	request.callback = call->callback;
+	if (call->callback)
+		request.callback_token = saga_callback_token(&run->row.id, request.step, request.op);
+	request.at_most_once = run->def->graph->nodes[saga_node_of(run, c->node)].at_most_once;
+	request.correlation = run->row.correlation;
+	request.idempotency_key = saga_idempotency_key(&request.saga_id, request.step,
+												   request.op);
 	request.not_after = saga_now() + (int64) saga_barrier_retention * USECS_PER_SEC;
 	saga_connector_submit(&request);
 }
@@ -252,7 +274,8 @@ saga_purge_barriers(void)
 	{
 		SagaRequest request;
 
-		if (entry->server == NULL || entry->generation != saga_server_generation())
+		if (entry->server == NULL || entry->generation != saga_server_generation() ||
+			entry->server->kind != SAGA_SERVER_POSTGRES)
 			continue;
 		memset(&request, 0, sizeof(request));
 		request.mode = SAGA_REQUEST_PURGE;	/* tag 0: nobody waits for it */
@@ -265,7 +288,10 @@ saga_purge_barriers(void)
 	}
 }
 
-/* Does the compensation run where it cannot see the action's barrier? */
+/*
+ * Does the compensation run where it cannot see the action's barrier?  (Where
+ * there is none, an action that may have happened is undone as if it had.)
+ */
 static bool
 undone_elsewhere(const SagaRun *run, int step)
 {
@@ -273,6 +299,7 @@ undone_elsewhere(const SagaRun *run, int step)
 	const SagaCall *compensation = run->def->compensation[saga_node_of(run, step)];
 
 	return action && action->server && compensation &&
+		action->tmpl->kind == SAGA_TEMPLATE_SQL &&
 		(compensation->server == NULL ||
 		 strcmp(action->server, compensation->server) != 0);
 }
@@ -368,7 +395,7 @@ bind_values(SagaCallOut *out, char ***bound)
 		values.callback_token = saga_callback_token(&run->row.id, values.step_name, out->op);
 	*bound = palloc0(sizeof(char *) * Max(n + more, 1));
 	if (out->call)
-		saga_template_bind(out->call->tmpl, &values, *bound);
+		saga_call_bind(out->call, &values, *bound);
 	if (after)
 		saga_template_bind(after->tmpl, &values, *bound + n);
 	return n + more;

@@ -37,6 +37,7 @@ typedef struct SagaPlace
 	const char *part;			/* "action", "compensation", "on_stuck" */
 	bool		undo;
 	bool		remote;
+	bool		http;			/* METHOD /path, no SQL */
 	const char *hint;			/* set with a problem */
 } SagaPlace;
 

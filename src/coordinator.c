@@ -30,6 +30,7 @@
 #include "compat.h"
 #include "coordinator.h"
 #include "guc.h"
+#include "http_result.h"
 #include "projector.h"
 
 /* Locks of ours carry a field4 that no SQL function can produce. */
@@ -292,7 +293,8 @@ take_answer(SagaAnswer *answer)
 		kind = SAGA_ANSWER_REFUSED;
 	else if (answer->has_sqlstate && kind != SAGA_ANSWER_UNKNOWN &&
 		kind != SAGA_ANSWER_DONE && kind != SAGA_ANSWER_REFUSED)
-		kind = saga_classify_sqlstate(answer->sqlstate, call->call);
+		kind = saga_classify_sqlstate(answer->sqlstate, answer->part > 0 ?
+									  call->call->parts[answer->part - 1] : call->call);
 	/* nobody was to answer later: being taken on is all there is */
 	if (kind == SAGA_ANSWER_ACCEPTED && !call->call->callback)
 		kind = SAGA_ANSWER_DONE;
@@ -310,19 +312,19 @@ take_answer(SagaAnswer *answer)
 		payload->message = message.data;
 		MemoryContextSwitchTo(old);
 	}
-	if (kind == SAGA_ANSWER_DONE && answer->result)
+	if (kind == SAGA_ANSWER_DONE && (answer->result || answer->http_status))
 	{
 		MemoryContext old = MemoryContextSwitchTo(saga_turn_context);
 
-		payload->result = saga_result_from_text(call->call, answer->result, &problem);
+		payload->result = answer->http_status ?
+			saga_http_result(call->call, answer, &problem) :
+			saga_result_from_text(call->call, answer->result, &problem);
+		/* it was done: that stands, whatever it looks like */
 		if (problem)
-		{
-			/* it was done: that stands, whatever it looks like */
 			payload->message = psprintf("the result is not usable: %s", problem);
-			payload->result = NULL;
-		}
 		MemoryContextSwitchTo(old);
 	}
+	call->retry_after = answer->retry_after;
 	if (call->asks_first)
 		saga_asked_first(call, kind, answer->free, payload);
 	else if (kind == SAGA_ANSWER_DONE && call->op == SAGA_OP_ACTION && call->call->decline_if)

@@ -89,6 +89,7 @@ typedef struct SagaCallOut
 	bool		local;
 	bool		conditional;
 	bool		asks_first;		/* a claim before an undo elsewhere */
+	SagaTime	retry_after;	/* as the participant wishes; 0 = nothing */
 	bool		solo;
 	int			executor;		/* local: which, -1 = waiting for one */
 	char	   *message;		/* local: the request, until it is sent */

@@ -203,6 +203,25 @@ add_timeout(Builder *b, const char *key, const JsonbValue *v)
 		put_number(b, key, v->val.numeric);
 }
 
+/*
+ * A status of HTTP (404) or a class of them (4xx), as the code that stands
+ * for it (H0404, H04); else NULL.
+ */
+static char *
+http_pattern(const JsonbValue *v)
+{
+	const char *p = v->val.string.val;
+
+	if (v->type != jbvString || v->val.string.len != 3 ||
+		p[0] < '1' || p[0] > '5')
+		return NULL;
+	if ((p[1] == 'x' || p[1] == 'X') && (p[2] == 'x' || p[2] == 'X'))
+		return psprintf("H0%c", p[0]);
+	if (p[1] >= '0' && p[1] <= '9' && p[2] >= '0' && p[2] <= '9')
+		return psprintf("H0%.3s", p);
+	return NULL;
+}
+
 static bool
 is_sqlstate_pattern(const JsonbValue *v)
 {
@@ -239,12 +258,18 @@ add_patterns(Builder *b, const char *key, const char *list,
 	for (uint32 i = 0; i < JsonContainerSize(array); i++)
 	{
 		JsonbValue *code = getIthJsonbValueFromContainer(array, i);
+		char	   *status = http_pattern(code);
 		ListCell   *lc;
 
-		if (!is_sqlstate_pattern(code))
+		if (status != NULL)
+		{
+			code->val.string.val = status;
+			code->val.string.len = strlen(status);
+		}
+		else if (!is_sqlstate_pattern(code))
 		{
 			saga_fault(b->faults, b->step,
-					   "Write five characters, or two for a whole class, as in '{23505,40}'.",
+					   "Write five characters, or two for a whole class, as in '{23505,40}', or a status of HTTP, as in '{404,5xx}'.",
 					   "%s: %s: \"%s\" is no SQLSTATE", key, list,
 					   code->type == jbvString ? text_of(code) : "NULL");
 			continue;

@@ -49,6 +49,8 @@
 
 #include "compat.h"
 #include "compile.h"
+#include "server.h"
+#include "two_phase.h"
 #include "types.h"
 
 /* ---- JSON objects ---- */
@@ -246,6 +248,22 @@ compile_node(SagaCompile *c, int i, bool *undo_waived)
 	}
 }
 
+/*
+ * Is the text that of an HTTP request?  A server that is gone can no longer
+ * tell, but the text can.
+ */
+static bool
+is_http(const SagaCall *call, const char *text)
+{
+	SagaServerKind kind;
+
+	if (call->server == NULL)
+		return false;
+	if (saga_server_kind(call->server, &kind))
+		return kind == SAGA_SERVER_HTTP;
+	return saga_template_looks_http(text);
+}
+
 static void
 compile_texts(SagaCompile *c, int i)
 {
@@ -259,6 +277,13 @@ compile_texts(SagaCompile *c, int i)
 	{
 		place.part = "action";
 		place.remote = action->server != NULL;
+		place.http = is_http(action, text);
+		if (place.http && (action->expect_rows >= 0 ||
+						   action->shape == SAGA_RESULT_ROWS ||
+						   action->shape == SAGA_RESULT_FIRST))
+			saga_fault(c->faults, c->def->graph->nodes[i].name,
+					   "Of an HTTP step, result can be 'none' only.",
+					   "an HTTP answer has no rows");
 		action->tmpl = saga_compile_template(&place, text);
 	}
 	if (compensation != NULL)
@@ -266,8 +291,9 @@ compile_texts(SagaCompile *c, int i)
 		place.part = "compensation";
 		place.undo = true;
 		place.remote = compensation->server != NULL;
-		compensation->tmpl = saga_compile_template(&place,
-											  saga_json_text(json, "compensation"));
+		text = saga_json_text(json, "compensation");
+		place.http = is_http(compensation, text);
+		compensation->tmpl = saga_compile_template(&place, text);
 	}
 }
 
@@ -463,6 +489,7 @@ saga_definition_compile(const SagaDefinitionRow *row, SagaFaults *faults)
 	def->graph->has_on_completed = def->on_completed != NULL;
 	def->graph->has_on_compensated = def->on_compensated != NULL;
 	def->graph->has_on_stuck = def->on_stuck != NULL;
+	saga_two_phase_compile(&c);
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(c.scratch);
 	return def;

@@ -35,6 +35,16 @@ typedef enum SagaProtocol
 	SAGA_PROTOCOL_TWO_PHASE,
 } SagaProtocol;
 
+/* What a call is to two-phase commit; made by two_phase.c alone. */
+typedef enum SagaBranchRole
+{
+	SAGA_BRANCH_NONE,			/* an ordinary call */
+	SAGA_BRANCH_PREPARE,		/* all steps of one server, then PREPARE */
+	SAGA_BRANCH_ROLLBACK,		/* undo of it: ROLLBACK PREPARED */
+	SAGA_BRANCH_COMMIT,			/* COMMIT PREPARED */
+	SAGA_BRANCH_DECIDE,			/* all local steps; its commit is the decision */
+} SagaBranchRole;
+
 /* One call: an action, a compensation, a hook or an expression. */
 typedef struct SagaCall
 {
@@ -69,6 +79,19 @@ typedef struct SagaCall
 	char	  **decline_on,
 			  **retry_on,
 			  **stuck_on;
+
+	/*
+	 * Of a definition run by two-phase commit.  Parts run one after the other
+	 * in one transaction; tmpl then has no text, and the parameters of all of
+	 * them.
+	 */
+	SagaBranchRole role;
+	int			branch;			/* number of the server in this definition */
+	const char *branch_label;	/* its name, fit for a name of ours */
+	const char *branch_key;		/* step whose key is claimed for the branch */
+	int			nparts;
+	struct SagaCall **parts;
+	const char **part_names;
 } SagaCall;
 
 typedef struct SagaInputField
@@ -112,6 +135,9 @@ typedef struct SagaDefinition
 	int			protocols;		/* mask of 1 << SagaProtocol: start() may
 								 * choose these, 'protocol' included */
 	bool		paused;			/* refreshed like the owner */
+	struct SagaDefinition *two_phase;	/* the same, run by two-phase commit;
+										 * NULL if protocols does not have it */
+	bool		is_two_phase;	/* this is such a one */
 	MemoryContext context;		/* holds all of it */
 } SagaDefinition;
 

@@ -272,9 +272,12 @@ saga_compile_template(SagaPlace *place, const char *text)
 	char	   *problem;
 
 	place->scope.resolve = resolve_name;
-	tmpl = saga_template_parse(text, &place->scope, &problem);
+	tmpl = place->http ?
+		saga_http_template_parse(text, &place->scope, &problem) :
+		saga_template_parse(text, &place->scope, &problem);
 	if (tmpl == NULL)
-		saga_fault(place->c->faults, place_step(place),
+		saga_fault(place->c->faults, place_step(place), place->http ?
+				   "Write METHOD /path?query {json body}, as in POST /emails {\"to\": :email}; parameters are :name, and :{name} in JSON strings." :
 				   "Write parameters as :name.",
 				   "%s: %s", place->part, problem);
 	return tmpl;

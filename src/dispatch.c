@@ -21,6 +21,7 @@
 #include "compat.h"
 #include "coordinator.h"
 #include "guc.h"
+#include "two_phase.h"
 
 #define MAX_EXECUTORS	32
 #define MAX_SHARED_OUT	64		/* requests ahead of one executor */
@@ -383,6 +384,7 @@ saga_dispatch_local(SagaCallOut *call, char **values, int n)
 	request.tag = call->tag;
 	request.saga_id = call->saga_id;
 	request.definition_id = call->run->def->id;
+	request.two_phase = call->run->def->is_two_phase;
 	request.node = saga_node_of(call->run, call->node);
 	request.step = call->node;
 	request.attempt = call->attempt;

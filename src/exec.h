@@ -54,6 +54,7 @@ typedef struct SagaExecRequest
 								 * SagaEval, or one of those below */
 	bool		has_signals;	/* an end must not overtake one */
 	bool		solo;			/* alone in its transaction, normal limits */
+	bool		two_phase;		/* of def->two_phase */
 	int32		nvalues;		/* of the call and of what follows it */
 } SagaExecRequest;
 

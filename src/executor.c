@@ -48,6 +48,10 @@
 #include "saga.h"
 #include "signals.h"
 #include "spi_util.h"
+#include "two_phase.h"
+
+/* The part that is evaluated after a call. */
+#define PART_AFTER		PG_UINT16_MAX
 
 /* A prepared action. */
 typedef struct ActionKey
@@ -57,7 +61,7 @@ typedef struct ActionKey
 	uint8		op;
 	uint8		hook;
 	uint8		eval;
-	bool		after;			/* what is evaluated after the call */
+	uint16		part;			/* of a decision, from 1; or PART_AFTER */
 } ActionKey;
 
 typedef struct ActionPlan
@@ -294,25 +298,25 @@ bind_result(const SagaTemplate *tmpl, Jsonb *result, char **values)
 
 /* One statement as the owner; its result, in the batch's memory. */
 static Jsonb *
-run_statement(Work *item, SagaDefinition *def, SagaCall *call, char **values,
-			  bool after)
+run_statement(Work *item, SagaDefinition *def, SagaCall *call, int part,
+			  char **values)
 {
 	ActionKey		key;
+	Jsonb	   *result;
 	ActionPlan	   *plan;
 	ParamListInfo params;
 	SPIExecuteOptions options;
 	SagaUserSwitch saved;
-	Jsonb	   *result;
 	int			rc;
 
 	check_owner(def);
 	memset(&key, 0, sizeof(key));
+	key.part = part;
 	key.definition_id = def->id;
 	key.node = item->request.node;
 	key.op = item->request.op;
 	key.hook = item->request.hook;
 	key.eval = item->request.eval;
-	key.after = after;
 
 	saga_run_as_begin(def->owner, def->search_path, &saved);
 	plan = plan_of(&key, call);
@@ -341,6 +345,30 @@ run_statement(Work *item, SagaDefinition *def, SagaCall *call, char **values,
 	return result;
 }
 
+/*
+ * The local steps of two-phase commit, one after the other.  What the names of
+ * earlier ones stand for is known only here.
+ */
+static void
+run_parts(Work *item, SagaDefinition *def, SagaCall *call)
+{
+	char	  **values = item->values;
+	Jsonb	   *results = NULL;
+
+	for (int i = 0; i < call->nparts; i++)
+	{
+		SagaCall   *part = call->parts[i];
+		Jsonb	   *result;
+
+		saga_call_bind_results(part, item->request.node, results, values);
+		result = run_statement(item, def, part, i + 1, values);
+		CommandCounterIncrement();
+		results = saga_results_add(results, call->part_names[i], result);
+		values += part->tmpl->nparams;
+	}
+	item->result = results;
+}
+
 static bool
 is_true(Jsonb *value)
 {
@@ -359,8 +387,10 @@ run_action(Work *item, SagaDefinition *def, SagaCall *call, SagaCall *after)
 
 	saga_accepted_now = false;
 	saga_accepted_allowed = call && call->callback && item->request.eval == SAGA_EVAL_NONE;
-	if (call)
-		item->result = run_statement(item, def, call, item->values, false);
+	if (call && call->role == SAGA_BRANCH_DECIDE)
+		run_parts(item, def, call);
+	else if (call)
+		item->result = run_statement(item, def, call, 0, item->values);
 	saga_accepted_allowed = false;
 	item->reply.answer = saga_accepted_now ?
 		SAGA_ANSWER_ACCEPTED : SAGA_ANSWER_DONE;
@@ -369,7 +399,7 @@ run_action(Work *item, SagaDefinition *def, SagaCall *call, SagaCall *after)
 	CommandCounterIncrement();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	bind_result(after->tmpl, item->result, more);
-	value = run_statement(item, def, after, more, true);
+	value = run_statement(item, def, after, PART_AFTER, more);
 	PopActiveSnapshot();
 	if (item->request.hook == SAGA_HOOK_COMPLETED)
 		item->output = item->result = value;
@@ -538,6 +568,8 @@ run_item(Work *item)
 					(errcode(ERRCODE_UNDEFINED_OBJECT),
 					 errmsg("definition " INT64_FORMAT " does not exist",
 							r->definition_id)));
+		if (r->two_phase)
+			def = def->two_phase;
 		call = saga_exec_call(def, r->node, r->op, r->hook, r->eval);
 		after = saga_exec_after(def, call, r->op, r->hook, r->eval);
 		if ((call == NULL && after == NULL) ||

@@ -40,7 +40,8 @@ enum
 	INST_CAUSE, INST_KEY, INST_INPUT, INST_OUTPUT, INST_FAILED_STEP,
 	INST_SQLSTATE, INST_ERROR, INST_CORRELATION, INST_LABELS, INST_PRIORITY,
 	INST_STARTED_BY, INST_STARTED_AT, INST_START_AT, INST_DEADLINE,
-	INST_ENDED_AT, INST_ORIGIN, INST_COLUMNS
+	INST_ENDED_AT, INST_ORIGIN, INST_PARENT, INST_PARENT_STEP, INST_DEPTH,
+	INST_COPY_OF, INST_PROTOCOL, INST_COLUMNS
 };
 
 /* ---------------------------------------------------------------- writing */
@@ -438,6 +439,7 @@ saga_log_read_instance(const pg_uuid_t *id, SagaInstanceRow *row)
 		row->deadline = n[INST_DEADLINE] ? DT_NOEND : DatumGetTimestampTz(v[INST_DEADLINE]);
 		row->ended = !n[INST_ENDED_AT];
 		row->origin = DatumGetInt32(v[INST_ORIGIN]);
+		row->two_phase = strcmp(TextDatumGetCString(v[INST_PROTOCOL]), "two_phase") == 0;
 	}
 	saga_table_close(table);
 	return found;

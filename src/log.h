@@ -134,6 +134,7 @@ typedef struct SagaInstanceRow
 	TimestampTz deadline;		/* DT_NOEND: none */
 	bool		ended;			/* by an executor, log not yet closed */
 	int32		origin;			/* saga_origin() of where it was started */
+	bool		two_phase;		/* protocol */
 } SagaInstanceRow;
 
 /* Number of the last record of a saga's log. */

@@ -739,41 +739,14 @@ stage_unions(SagaPlanner *planner, Query *query)
 	}
 }
 
-static void
-count_outer_joins(Node *node, int *outer, int *full)
-{
-	ListCell   *lc;
-
-	if (node == NULL || IsA(node, RangeTblRef))
-		return;
-	if (IsA(node, FromExpr))
-	{
-		foreach(lc, ((FromExpr *) node)->fromlist)
-			count_outer_joins(lfirst(lc), outer, full);
-		return;
-	}
-	if (IS_OUTER_JOIN(castNode(JoinExpr, node)->jointype))
-		(*outer)++;
-	if (((JoinExpr *) node)->jointype == JOIN_FULL)
-		(*full)++;
-	count_outer_joins(((JoinExpr *) node)->larg, outer, full);
-	count_outer_joins(((JoinExpr *) node)->rarg, outer, full);
-}
-
 static int
 plan_block(SagaPlanner *planner, Query *query, bool top)
 {
 	bool		linear;
-	int			outer = 0;
-	int			full = 0;
 
 	if (query->cteList != NIL)
 		return saga_plan_full(planner, query, top, "recursion");
 	prepare(planner, query);
-	count_outer_joins((Node *) query->jointree, &outer, &full);
-	if (full > 0 && outer > 1)
-		return saga_plan_full(planner, query, top,
-							  "a full join beside another outer join: no key is known to be affected for certain");
 	linear = linear_from(query) && !query->hasWindowFuncs &&
 		!query->hasDistinctOn;
 	if (!linear)

@@ -544,6 +544,8 @@ saga_take_in(Known *known, SagaAdmission how, bool *pending)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("definition " INT64_FORMAT " does not exist", row.definition_id)));
+	if (row.two_phase)
+		def = def->two_phase;
 	if (row.state == SAGA_PENDING && how == SAGA_ADMIT_START)
 	{
 		Gate	   *gate = gate_of(def);

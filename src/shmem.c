@@ -42,7 +42,8 @@ static bool callbacks_registered = false;
 static int
 max_waiters(void)
 {
-	return MaxConnections + max_worker_processes;
+	/* a session may wait for several sagas */
+	return 4 * (MaxConnections + max_worker_processes);
 }
 
 static Size

@@ -24,6 +24,7 @@
 #include "utils/numeric.h"
 
 #include "compat.h"
+#include "http_result.h"
 #include "template.h"
 
 /* The protocol's limit is 65535; nobody gets near this. */
@@ -252,14 +253,26 @@ add_param(Scanner *s, const char *written, int len, char **parts, int nparts)
 		appendStringInfoChar(&s->sql, ' ');
 }
 
+const char *
+saga_template_name(const char *text, const char *colon, char ***parts,
+				   int *nparts)
+{
+	char		before = colon > text ? colon[-1] : ' ';
+
+	if (colon[1] == '{')
+		return split_name(colon + 2, true, parts, nparts);
+	if (!IS_NAME_CHAR(before) && strchr(":'\")]", before) == NULL &&
+		IS_NAME_START(colon[1]))
+		return split_name(colon + 1, false, parts, nparts);
+	return NULL;
+}
+
 /* At a colon that may begin a name. */
 static void
 scan_colon(Scanner *s)
 {
 	const char *start = s->p;
-	char		before = start > s->text ? start[-1] : ' ';
-	bool		braced = start[1] == '{';
-	const char *end = NULL;
+	const char *end;
 	char	  **parts;
 	int			nparts;
 
@@ -268,12 +281,7 @@ scan_colon(Scanner *s)
 		copy_to(s, start + 2);
 		return;
 	}
-	if (braced)
-		end = split_name(start + 2, true, &parts, &nparts);
-	else if (!IS_NAME_CHAR(before) && strchr(":'\")]", before) == NULL &&
-			 IS_NAME_START(start[1]))
-		end = split_name(start + 1, false, &parts, &nparts);
-
+	end = saga_template_name(s->text, start, &parts, &nparts);
 	if (end == NULL)
 	{
 		copy_to(s, start + 1);
@@ -337,7 +345,7 @@ saga_template_parse(const char *text, SagaNameScope *scope, char **problem)
 		return NULL;
 	}
 
-	result = palloc(sizeof(SagaTemplate));
+	result = palloc0(sizeof(SagaTemplate));
 	result->sql = s.sql.data;
 	result->nparams = s.nparams;
 	result->params = s.params;
@@ -493,7 +501,7 @@ parse_position(const char *text, uint32 *position)
 
 /* Follow a path from the root of a value; false where it leads nowhere. */
 static bool
-follow_path(Jsonb *root, int npath, char **path, JsonbValue *out)
+follow_path(Jsonb *root, bool result, int npath, char **path, JsonbValue *out)
 {
 	if (JB_ROOT_IS_SCALAR(root))
 		return npath == 0 && JsonbExtractScalar(&root->root, out);
@@ -501,6 +509,8 @@ follow_path(Jsonb *root, int npath, char **path, JsonbValue *out)
 	out->type = jbvBinary;
 	out->val.binary.data = &root->root;
 	out->val.binary.len = VARSIZE(root) - VARHDRSZ;
+	if (result)
+		saga_http_result_body(npath, path, out);
 	for (int i = 0; i < npath; i++)
 	{
 		JsonbValue *next = NULL;
@@ -539,7 +549,8 @@ json_parameter(Jsonb *root, const SagaParam *param)
 {
 	JsonbValue	v;
 
-	if (root == NULL || !follow_path(root, param->npath, param->path, &v))
+	if (root == NULL || !follow_path(root, param->scope != SAGA_PARAM_INPUT,
+									 param->npath, param->path, &v))
 		return NULL;
 	return saga_value_text(param->type_info, &v);
 }
@@ -585,8 +596,12 @@ system_parameter(const SagaParam *param, const SagaValues *values)
 				? json_parameter(values->results[values->node], param) : NULL;
 		case SAGA_SYS_CAUSE:
 			return copy_or_null(values->cause);
+		case SAGA_SYS_ITEM:
+		case SAGA_SYS_ITEM_INDEX:
+		case SAGA_SYS_ITERATION:
+		case SAGA_SYS_CALLBACK_TOKEN:
+			break;				/* bound on branch def */
 	}
-	Assert(false);
 	return NULL;
 }
 
@@ -624,6 +639,8 @@ saga_template_bind(const SagaTemplate *tmpl, const SagaValues *values,
 				break;
 		}
 	}
+	if (tmpl->kind == SAGA_TEMPLATE_HTTP)
+		saga_http_encode(tmpl, out);
 }
 
 char *

@@ -21,6 +21,7 @@
 #include "coordinator.h"
 #include "guc.h"
 #include "signals.h"
+#include "two_phase.h"
 
 /*
  * A saga with nothing to do for this long leaves memory; the shorter time is
@@ -286,9 +287,10 @@ saga_run_answer(SagaCallOut *call, SagaAnswerKind answer, bool free,
 	event.kind = SAGA_EVENT_ANSWER;
 	event.op = call->op;
 	event.node = call->node;
-	event.answer = answer;
+	event.answer = saga_branch_answer(call->call, call->op, answer);
 	event.free = free;
 	event.value = call->value;
+	event.retry_after = call->retry_after;
 	key.saga_id = call->saga_id;
 	key.node = call->node;
 	key.op = saga_outcome_op(call->op);

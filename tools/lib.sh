@@ -74,7 +74,7 @@ need_packages() {
 
 packages_to_build() {
 	need_packages gcc libc6-dev make libpq-dev libc-ares-dev \
-		"postgresql-$PG_MAJOR" "postgresql-server-dev-$PG_MAJOR"
+		libcurl4-openssl-dev "postgresql-$PG_MAJOR" "postgresql-server-dev-$PG_MAJOR"
 }
 
 packages_to_test() {
