@@ -1219,12 +1219,30 @@ RETURNS TABLE (saga_id uuid, problem text) LANGUAGE c VOLATILE AS 'MODULE_PATHNA
 COMMENT ON FUNCTION saga.check_log(uuid)
 IS 'Fold the log of one saga, or of all, and name every row that differs from it';
 
+-- The name of a step without the numbers of its run.
+CREATE FUNCTION saga.plain_step_(step text)
+RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN pg_catalog.regexp_replace(step, '((\[[0-9]+\])+|~[0-9]+)+$', '');
+COMMENT ON FUNCTION saga.plain_step_(text) IS 'Internal: which step of the definition a run is of';
+
 CREATE VIEW saga.instances WITH (security_barrier) AS
 SELECT i.id, d.name, d.version, i.state, i.direction, i.cause, i.key, i.failed_step, i.sqlstate, i.error,
        i.input, i.output, i.correlation, i.labels, i.priority,
        pg_catalog.pg_get_userbyid(i.started_by) AS started_by, i.started_at, i.start_at, i.deadline, i.ended_at,
-       i.parent_id, i.parent_step, i.copy_of
+       i.parent_id, i.parent_step, i.copy_of,
+       w.waiting_for, w.waiting_until
 FROM saga.instance i JOIN saga.definition d ON d.id = i.definition_id
+LEFT JOIN LATERAL (
+    SELECT pg_catalog.string_agg(DISTINCT
+               CASE last.kind WHEN 'awaiting' THEN 'signal ' || last.message WHEN 'accepted' THEN 'callback' ELSE 'time' END,
+               ', ') AS waiting_for,
+           pg_catalog.min(last.due) AS waiting_until
+    FROM (SELECT DISTINCT ON (l.step) l.kind, l.message, l.due
+          FROM saga.log_record l
+          WHERE l.saga_id = i.id AND i.state = 'waiting'
+            AND l.step IS NOT NULL AND l.kind NOT IN ('undo', 'breakpoint')
+          ORDER BY l.step, l.seq DESC) last
+    WHERE last.kind IN ('awaiting', 'accepted', 'sleeping')) w ON true
 WHERE i.started_by = (SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolname = current_user)
    OR saga.may(d.name, 'see');
 COMMENT ON VIEW saga.instances IS 'Sagas you started or may see, one row each';
@@ -1241,15 +1259,16 @@ CROSS JOIN LATERAL (SELECT pg_catalog.current_setting('saga.log_payloads', true)
                         OR saga.may(i.name, 'operate') AS readable) p;
 COMMENT ON VIEW saga.log IS 'The append-only history of each saga';
 
--- A step's state is what its last record says.
+-- A step's state is what its last record says.  Steps of bodies stand here by
+-- the names of their runs, at the place of the step they are of.
 CREATE VIEW saga.steps WITH (security_barrier) AS
 WITH last AS (
     SELECT DISTINCT ON (l.saga_id, l.step) l.*
     FROM saga.log_record l
-    WHERE l.step IS NOT NULL AND l.kind <> 'undo' AND l.step NOT LIKE '$%'
+    WHERE l.step IS NOT NULL AND l.kind NOT IN ('undo', 'breakpoint') AND l.step NOT LIKE '$%'
     ORDER BY l.saga_id, l.step, l.seq DESC
 )
-SELECT i.id AS saga_id, n.ordinality AS position, n.step,
+SELECT i.id AS saga_id, n.position, n.step,
        CASE
            WHEN last.kind IS NULL THEN CASE WHEN i.ended_at IS NULL AND i.direction = 'forward' THEN 'waiting' ELSE 'not run' END
            WHEN last.kind = 'done' THEN CASE last.operation WHEN 'undo' THEN 'undone' ELSE 'done' END
@@ -1257,17 +1276,33 @@ SELECT i.id AS saga_id, n.ordinality AS position, n.step,
            WHEN last.kind = 'failed' AND last.due IS NOT NULL THEN CASE last.operation WHEN 'undo' THEN 'retrying undo' ELSE 'retrying' END
            WHEN last.kind = 'failed' THEN 'failed'
            WHEN last.kind = 'retried' THEN CASE last.operation WHEN 'undo' THEN 'undoing' ELSE 'running' END
+           WHEN last.kind = 'chosen' AND last.value = 0 THEN 'not taken'
+           WHEN last.kind IN ('chosen', 'expanded', 'iteration') THEN 'running'
+           WHEN last.kind = 'accepted' AND last.operation = 'undo' THEN 'undo accepted'
            ELSE last.kind
        END AS state,
        (SELECT pg_catalog.max(l.attempt) FROM saga.log_record l
         WHERE l.saga_id = i.id AND l.step = n.step AND l.operation = coalesce(last.operation, 'action')) AS attempts,
-       last.due AS next_attempt_at, last.at AS changed_at, last.outcome, last.sqlstate, last.message AS error,
+       CASE WHEN last.kind = 'failed' THEN last.due END AS next_attempt_at,
+       last.at AS changed_at, last.outcome, last.sqlstate,
+       CASE WHEN last.kind <> 'awaiting' THEN last.message END AS error,
        (SELECT l.result FROM saga.log_record l
         WHERE l.saga_id = i.id AND l.step = n.step AND l.kind IN ('done', 'skipped') AND l.operation <> 'undo'
-        ORDER BY l.seq DESC LIMIT 1) AS result
+        ORDER BY l.seq DESC LIMIT 1) AS result,
+       CASE last.kind WHEN 'awaiting' THEN 'signal ' || last.message WHEN 'accepted' THEN 'callback' WHEN 'sleeping' THEN 'time' END AS waiting_for,
+       CASE WHEN last.kind IN ('awaiting', 'accepted', 'sleeping') THEN last.due END AS waiting_until,
+       CASE WHEN last.kind = 'accepted' THEN (
+           SELECT p.progress FROM saga.step_progress p
+           WHERE p.saga_id = i.id AND p.step = n.step AND p.operation = last.operation) END AS progress
 FROM saga.instances i
 JOIN saga.definition d ON d.name = i.name AND d.version = i.version
-CROSS JOIN LATERAL saga.definition_steps_(d.body) WITH ORDINALITY AS n(step, ordinality)
+CROSS JOIN LATERAL (
+    SELECT s.position, s.step FROM saga.definition_steps_(d.body) WITH ORDINALITY AS s(step, position)
+    UNION
+    SELECT s.position, l.step
+    FROM (SELECT DISTINCT r.step FROM saga.log_record r WHERE r.saga_id = i.id AND r.step ~ '[]0-9]$') l
+    JOIN saga.definition_steps_(d.body) WITH ORDINALITY AS s(step, position) ON s.step = saga.plain_step_(l.step)
+    WHERE l.step <> s.step) n
 LEFT JOIN last ON last.saga_id = i.id AND last.step = n.step;
 COMMENT ON VIEW saga.steps IS 'Every step of each saga and what has become of it';
 
@@ -1985,6 +2020,10 @@ GRANT EXECUTE ON FUNCTION saga.verb_(uuid, text, text, jsonb, boolean, text, boo
     saga.cancel(uuid, text, boolean), saga.terminate(uuid, text, boolean, boolean), saga.pause(uuid, text, boolean),
     saga.resume(uuid, text, boolean), saga.retry_step(uuid, text, text, boolean),
     saga.skip_step(uuid, text, jsonb, text, boolean, boolean) TO saga_user, saga_operator;
+GRANT EXECUTE ON FUNCTION saga.signal(uuid, text, jsonb, text), saga.signal_key(text, text, text, jsonb, text, text),
+    saga.complete_step(text, jsonb), saga.fail_step(text, text, text), saga.heartbeat(text, jsonb), saga.accepted(),
+    saga.take(text, integer, interval) TO saga_user, saga_operator;
+GRANT EXECUTE ON FUNCTION saga.plain_step_(text) TO saga_user, saga_operator, saga_monitor;
 GRANT EXECUTE ON FUNCTION saga.check_log(uuid) TO saga_operator, saga_monitor;
 GRANT EXECUTE ON FUNCTION saga.create_projection(text, text, text, text[], text[], text, text, interval),
     saga.explain_projection(text), saga.replace_projection(text, text, text[], text[], text, text), saga.rename_projection(text, text),
