@@ -33,4 +33,7 @@ typedef struct SagaParseRequest
 extern char *saga_participant_parse(const SagaServer *server,
 									SagaParseRequest *requests, int n);
 
+/* False: it is known to allow no prepared transactions. */
+extern bool saga_participant_prepares(const SagaServer *server);
+
 #endif							/* SAGA_PARTICIPANT_H */
