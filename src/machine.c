@@ -207,11 +207,11 @@ dispatch_ready(Machine *m)
 {
 	SagaState  *state = m->state;
 
-	while (state->ready_head < state->nready)
+	while (state->ready_head < state->ready.n)
 	{
-		int32		i = state->ready[state->ready_head++];
-		const SagaNode *node = &m->graph->nodes[i];
+		int32		i = state->ready.items[state->ready_head++];
 		SagaStep   *step = &state->steps[i];
+		const SagaNode *node = node_of(state, step);
 
 		if (step->status != SAGA_STEP_IDLE)
 			continue;
@@ -249,7 +249,7 @@ start_due(Machine *m)
 		return;
 	state->due_min = SAGA_NEVER;
 	state->due_stale = false;
-	for (int32 i = 0; i < m->graph->nnodes; i++)
+	for (int32 i = 0; i < m->state->nsteps; i++)
 	{
 		SagaStep   *step = &state->steps[i];
 
@@ -286,7 +286,7 @@ restart_calls(Machine *m)
 	if (!state->restart)
 		return;
 	state->restart = false;
-	for (int32 i = 0; i < m->graph->nnodes; i++)
+	for (int32 i = 0; i < m->state->nsteps; i++)
 	{
 		SagaStep   *step = &state->steps[i];
 
@@ -341,8 +341,8 @@ machine_claim(Machine *m, int32 node, const void *payload)
 static void
 judge_step(Machine *m, int32 i)
 {
-	const SagaNode *node = &m->graph->nodes[i];
 	SagaStep   *step = &m->state->steps[i];
+	const SagaNode *node = node_of(m->state, step);
 	PivotPhase	phase;
 
 	if (step->refused)
@@ -396,7 +396,7 @@ judge_failures(Machine *m)
 	do
 	{
 		phase = pivot_phase(state);
-		for (int32 i = 0; i < m->graph->nnodes; i++)
+		for (int32 i = 0; i < m->state->nsteps; i++)
 		{
 			SagaStep   *step = &state->steps[i];
 
@@ -440,7 +440,7 @@ machine_end(Machine *m, SagaStateName state, SagaCause cause)
 
 	if (m->state->in_flight > 0)
 	{
-		for (int32 i = SAGA_NODE_END; i < m->graph->nnodes; i++)
+		for (int32 i = SAGA_NODE_END; i < m->state->nsteps; i++)
 			machine_forget_calls(m, i);
 		if (m->state->stuck_hook_out)
 		{
@@ -506,7 +506,7 @@ advance_termination(Machine *m)
 
 	state->due_min = SAGA_NEVER;
 	state->due_stale = false;
-	for (int32 i = 0; i < m->graph->nnodes; i++)
+	for (int32 i = 0; i < m->state->nsteps; i++)
 	{
 		SagaStep   *step = &state->steps[i];
 
@@ -644,7 +644,7 @@ saga_machine_resume(SagaState *state, SagaTime now, SagaDecision *out)
 		 * A call of an earlier life may be under way: one with an intent, or
 		 * a retry, even of a step whose time has not come (clocks go back).
 		 */
-		for (int32 i = 0; i < state->graph->nnodes && !state->clean; i++)
+		for (int32 i = 0; i < state->nsteps && !state->clean; i++)
 		{
 			SagaStep   *step = &state->steps[i];
 
@@ -660,7 +660,7 @@ saga_machine_resume(SagaState *state, SagaTime now, SagaDecision *out)
 	if (state->direction == SAGA_UNDO)
 	{
 		machine_undo_begin(&m);
-		for (int32 i = 0; i < state->graph->nnodes; i++)
+		for (int32 i = 0; i < state->nsteps; i++)
 		{
 			if (state->steps[i].refused)
 			{
@@ -704,7 +704,7 @@ saga_machine_may_evict(const SagaState *state)
 {
 	if (!state->resumed || state->in_flight > 0)
 		return false;
-	for (int32 i = 0; i < state->graph->nnodes; i++)
+	for (int32 i = 0; i < state->nsteps; i++)
 		if (state->steps[i].lost)
 			return false;
 	return true;

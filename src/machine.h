@@ -150,7 +150,6 @@ typedef enum SagaStepStatus
 	SAGA_STEP_UNDO_STUCK,
 	SAGA_STEP_UNDONE,			/* compensated, or known to need nothing */
 
-	/* ---- these count as open, see saga_step_is_open() ---- */
 	SAGA_STEP_EVALUATING,		/* ephemeral: an expression is out */
 	SAGA_STEP_SLEEPING,			/* until 'due' */
 	SAGA_STEP_AWAITING,			/* SIGNAL: it, or 'due' */
@@ -172,10 +171,8 @@ typedef struct SagaStep
 	int32		node;			/* which node of the graph this is a run of */
 	int32		run;			/* the scope run it is in: state->runs[] */
 	int32		retake;			/* 0, or how often it was begun anew */
-	bool		replaced;		/* a later take stands in its place */
-	bool		breakpoint;		/* pause when it is reached */
-	uint8		eval;			/* SagaEval it needs next, or is at */
-	bool		evaluated;		/* its condition was found true */
+	int32		replaces;		/* the take before this one, or -1 */
+	int32		made_at;		/* seq of the record that made it; 0 = START */
 	int32		value;			/* BRANCH: case taken; EACH: elements; LOOP:
 								 * iterations begun; SAVEPOINT: tries begun */
 	int32		first_run;		/* EACH, LOOP: its newest scope run, or -1; the
@@ -183,26 +180,30 @@ typedef struct SagaStep
 	int32		runs_open;		/* EACH: not over yet */
 	uint8		status;			/* SagaStepStatus.  A retry that is out leaves
 								 * it in BACKOFF / UNDO_BACKOFF, with in_flight.
-								 * CALLING / UNDO_CALLING of a local call is
-								 * the one ephemeral status (no record). */
-	bool		maybe;			/* remote: the action may have happened
-								 * although we hold no answer saying so */
-	bool		undo_maybe;		/* the same of the compensation */
-	bool		sticky;			/* an attempt of the current op went
-								 * unanswered: it can still arrive, so that a
-								 * later "no" does not end the doubt */
-	bool		happened;		/* the action is recorded as done */
-	bool		continued;		/* FAILED, and counts as done */
-	bool		settled;		/* those that follow have been told */
-	bool		refused;		/* claimed for a skip: SKIPPED must follow */
-	bool		claiming;		/* a verb waits for SAGA_OP_CLAIM */
-	bool		claim_skip;		/* ... which is to skip the step */
-	bool		claim_failed;	/* the last claim got no result */
-	bool		skip_tried;		/* ... and was for a skip: if the call is now
-								 * answered REFUSED, that has come to pass */
+								 * CALLING / UNDO_CALLING of a local call and
+								 * EVALUATING are ephemeral (no record). */
 	uint8		reason;			/* SagaStuckReason while it needs somebody */
 	uint8		last_kind;		/* SagaAnswerKind of the last attempt */
 	uint8		broken;			/* broken answers in a row */
+	bool		replaced:1;		/* a later take stands in its place */
+	bool		breakpoint:1;		/* pause when it is reached */
+	bool		evaluated:1;		/* its condition was found true */
+	bool		region:1;			/* of an undo back to a save-point */
+	bool		maybe:1;			/* remote: the action may have happened
+								 * although we hold no answer saying so */
+	bool		undo_maybe:1;		/* the same of the compensation */
+	bool		sticky:1;			/* an attempt of the current op went
+								 * unanswered: it can still arrive, so that a
+								 * later "no" does not end the doubt */
+	bool		happened:1;		/* the action is recorded as done */
+	bool		continued:1;		/* FAILED, and counts as done */
+	bool		settled:1;		/* those that follow have been told */
+	bool		refused:1;		/* claimed for a skip: SKIPPED must follow */
+	bool		claiming:1;		/* a verb waits for SAGA_OP_CLAIM */
+	bool		claim_skip:1;		/* ... which is to skip the step */
+	bool		claim_failed:1;	/* the last claim got no result */
+	bool		skip_tried:1;		/* ... and was for a skip: if the call is now
+								 * answered REFUSED, that has come to pass */
 	int32		attempts;		/* attempts of the current op that were
 								 * answered (lost workers eat none) */
 	int32		claim_tries;	/* the same of the current claim */
@@ -214,12 +215,13 @@ typedef struct SagaStep
 	SagaTime	claim_due;		/* while claiming: not before */
 
 	/* ---- ephemeral ---- */
-	bool		in_flight;		/* a call is out */
-	bool		claim_out;		/* a claim is out */
-	bool		lost;			/* a call of the current op may have been sent
+	bool		in_flight:1;		/* a call is out */
+	bool		claim_out:1;		/* a claim is out */
+	bool		lost:1;			/* a call of the current op may have been sent
 								 * whose answer will never be seen */
+	bool		undo_opened:1;	/* its bodies may be undone */
 	uint8		undo_class;		/* machine_undo.c's */
-	int32		undo_wait;		/* followers that still block its undo */
+	int32		undo_wait;		/* how many others still block its undo */
 } SagaStep;
 
 /* One run of a scope: the definition, an element, an iteration. */
@@ -233,20 +235,32 @@ typedef struct SagaScopeRun
 	bool		started;
 	int32	   *steps;			/* by node - scope->first: the current run of
 								 * each of its nodes */
+
+	/* ---- ephemeral ---- */
+	bool		undo_shut;		/* the undo of what follows comes first */
+	int32		undo_open;		/* steps not clear yet */
 } SagaScopeRun;
 
-/* A signal that came. */
+/* A signal that came and was not taken yet. */
 typedef struct SagaMail
 {
 	int32		signal;
 	int32		seq;			/* of its SIGNAL record */
-	bool		taken;
 } SagaMail;
+
+/* Step numbers, growing in the state's arena. */
+typedef struct SagaSteps
+{
+	int32	   *items;
+	int32		n;
+	int32		max;
+} SagaSteps;
 
 typedef struct SagaState
 {
 	const SagaGraph *graph;
-	SagaArena  *arena;			/* the arrays below grow in it */
+	SagaArena  *arena;			/* the arrays below grow in it; a copy of the
+								 * one given to saga_machine_create() */
 
 	/* ---- a fold of the log ---- */
 	uint8		state;			/* SagaStateName: what users see */
@@ -261,7 +275,7 @@ typedef struct SagaState
 	int32		failed_node;	/* whose failure began the undo, or NO_NODE */
 	int32		stuck_node;
 	int32		seq;			/* of the last record */
-	int32		open;			/* nodes IDLE, CALLING, BACKOFF or STUCK */
+	int32		open;			/* steps that are not over, see step_is_open() */
 	int32		nheld;			/* nodes FAILED, consequence not yet drawn */
 	int32		nbackoff;		/* nodes in BACKOFF or UNDO_BACKOFF */
 	int32		nclaims;		/* nodes claiming */
@@ -282,8 +296,7 @@ typedef struct SagaState
 	int32		nwaiting;		/* steps SLEEPING, AWAITING, ACCEPTED ... */
 	int32		back_to;		/* undo goes back to this save-point's step
 								 * only, then forward again; or NO_NODE */
-	int32	   *ready;			/* nodes in the order they became ready */
-	int32		nready;
+	SagaSteps	ready;			/* in the order they became ready */
 
 	/* ---- ephemeral ---- */
 	int32		in_flight;		/* number of calls out, hooks included */
@@ -304,9 +317,8 @@ typedef struct SagaState
 	int32		undo_awaited;	/* nodes by undo_class */
 	int32		undo_needed;
 	int32		undo_active;
-	int32	   *undo_heap;		/* nodes that may be undone, newest first */
-	int32		nundo_heap;
-	int32	   *scratch;		/* graph->nnodes */
+	SagaSteps	undo_heap;		/* those that may be undone, newest first */
+	SagaSteps	scratch;
 } SagaState;
 
 /*

@@ -54,8 +54,8 @@ static bool
 wants_retry(const Machine *m, int32 i, const SagaEvent *event,
 			const SagaRecord *record)
 {
-	const SagaNode *node = &m->graph->nodes[i];
 	const SagaStep *step = &m->state->steps[i];
+	const SagaNode *node = node_of(m->state, step);
 
 	if (m->state->direction == SAGA_UNDO || m->state->terminating)
 		return false;
@@ -111,7 +111,7 @@ answer_action(Machine *m, const SagaEvent *event)
 			record.maybe = false;
 		}
 		if (wants_retry(m, event->node, event, &record))
-			record.due = machine_retry_at(m, &m->graph->nodes[event->node].retry,
+			record.due = machine_retry_at(m, &node_of(state, step)->retry,
 								  record.attempt, event->retry_after);
 		machine_call_is_over(state, step);
 		machine_emit(m, &record);
@@ -152,7 +152,7 @@ answer_undo(Machine *m, const SagaEvent *event)
 {
 	SagaState  *state = m->state;
 	SagaStep   *step = &state->steps[event->node];
-	const SagaNode *node = &m->graph->nodes[event->node];
+	const SagaNode *node = node_of(state, step);
 	bool		done = event->answer == SAGA_ANSWER_DONE;
 	SagaRecord	record = answer_record(event, done);
 	int32		attempts = undo_attempts(step);
@@ -273,7 +273,7 @@ is_out(const SagaState *state, int32 node, SagaOp op)
 	if (op == SAGA_OP_HOOK)
 		return node == SAGA_NODE_ON_STUCK ? state->stuck_hook_out :
 			node == SAGA_NODE_END && state->hook.in_flight;
-	if (!is_node(state, node))
+	if (!is_step(state, node))
 		return false;
 	step = &state->steps[node];
 	if (op == SAGA_OP_CLAIM)
@@ -290,7 +290,7 @@ is_local_truth(const SagaState *state, const SagaEvent *event)
 	if (event->op == SAGA_OP_HOOK)
 		return event->node == SAGA_NODE_END && !hook_over(state) &&
 			(!state->resumed || all_settled(state));
-	return is_node(state, event->node) &&
+	return is_step(state, event->node) &&
 		(event->op == SAGA_OP_ACTION ||
 		 (event->op == SAGA_OP_UNDO && state->direction == SAGA_UNDO)) &&
 		is_local(state, &state->steps[event->node],

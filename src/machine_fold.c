@@ -12,39 +12,6 @@
  */
 #include "machine_private.h"
 
-size_t
-saga_machine_size(const SagaGraph *graph)
-{
-	return sizeof(SagaState) +
-		(size_t) graph->nnodes * (sizeof(SagaStep) + 3 * sizeof(int32));
-}
-
-SagaState *
-saga_machine_create(const SagaGraph *graph, SagaTime deadline,
-					SagaArena *arena)
-{
-	SagaState  *state = arena->alloc(arena, saga_machine_size(graph));
-
-	state->graph = graph;
-	state->state = SAGA_PENDING;
-	state->failed_node = SAGA_NO_NODE;
-	state->stuck_node = SAGA_NO_NODE;
-	state->deadline = deadline;
-	state->open = graph->nnodes;
-	state->due_min = SAGA_NEVER;
-	state->steps = (SagaStep *) (state + 1);
-	state->ready = (int32 *) (state->steps + graph->nnodes);
-	state->undo_heap = state->ready + graph->nnodes;
-	state->scratch = state->undo_heap + graph->nnodes;
-	for (int32 i = 0; i < graph->nnodes; i++)
-	{
-		state->steps[i].node = i;
-		state->steps[i].unmet = graph->nodes[i].ndeps;
-	}
-	state->nsteps = graph->nnodes;
-	return state;
-}
-
 /* ------------------------------------------------------- shared effects */
 
 static inline bool
@@ -62,7 +29,7 @@ machine_set_status(SagaState *state, SagaStep *step, SagaStepStatus status)
 	if (old == status)
 		return;
 	step->status = status;
-	state->open += (status <= SAGA_STEP_STUCK) - (old <= SAGA_STEP_STUCK);
+	state->open += step_is_open(status) - step_is_open(old);
 	if (state->direction == SAGA_FORWARD && !step->continued)
 		state->nheld += (status == SAGA_STEP_FAILED) -
 			(old == SAGA_STEP_FAILED);
@@ -137,9 +104,9 @@ release_followers(SagaState *state, SagaStep *step)
 	if (step->settled)
 		return;
 	step->settled = true;
+	state->runs[step->run].open--;
 	for (int32 i = 0; i < node->nnext; i++)
-		if (--state->steps[node->next[i]].unmet == 0)
-			state->ready[state->nready++] = node->next[i];
+		machine_meet(state, sibling(state, step->run, node->next[i]));
 }
 
 static void
@@ -240,7 +207,7 @@ apply_intent(SagaState *state, const SagaRecord *record)
 {
 	SagaStep   *step;
 
-	if (!is_node(state, record->node))
+	if (!is_step(state, record->node))
 		return false;
 	step = &state->steps[record->node];
 	switch (record->op)
@@ -301,7 +268,7 @@ apply_done(SagaState *state, const SagaRecord *record)
 	const SagaNode *node;
 	bool		undo;
 
-	if (!is_node(state, record->node) || record->attempt < 0)
+	if (!is_step(state, record->node) || record->attempt < 0)
 		return false;
 	step = &state->steps[record->node];
 	node = node_of(state, step);
@@ -406,7 +373,7 @@ apply_failed(SagaState *state, const SagaRecord *record)
 {
 	SagaStep   *step;
 
-	if (!is_node(state, record->node) || record->attempt < 0 ||
+	if (!is_step(state, record->node) || record->attempt < 0 ||
 		record->due < 0 || record->answer == SAGA_ANSWER_DONE ||
 		record->answer >= SAGA_ANSWER_REFUSED)
 		return false;
@@ -440,7 +407,7 @@ apply_continued(SagaState *state, const SagaRecord *record)
 {
 	SagaStep   *step;
 
-	if (!is_node(state, record->node) || state->direction != SAGA_FORWARD)
+	if (!is_step(state, record->node) || state->direction != SAGA_FORWARD)
 		return false;
 	step = &state->steps[record->node];
 	if (step->status != SAGA_STEP_FAILED || step->continued || step->claiming)
@@ -468,7 +435,7 @@ apply_skipped(SagaState *state, const SagaRecord *record)
 		state->hook.status = SAGA_STEP_SKIPPED;
 		return true;
 	}
-	if (!is_node(state, record->node))
+	if (!is_step(state, record->node))
 		return false;
 	step = &state->steps[record->node];
 	if (record->op == SAGA_OP_UNDO)
@@ -490,18 +457,18 @@ apply_skipped(SagaState *state, const SagaRecord *record)
 static bool
 apply_undo(SagaState *state, const SagaRecord *record)
 {
-	int32		pivot = state->graph->pivot;
+	const SagaStep *pivot = pivot_step(state);
 
 	if (state->direction != SAGA_FORWARD || state->terminating ||
 		pivot_phase(state) == PIVOT_PASSED ||
-		(pivot >= 0 && state->steps[pivot].maybe) ||
+		(pivot && pivot->maybe) ||
 		record->cause == SAGA_CAUSE_NONE ||
 		record->cause > SAGA_CAUSE_OPERATOR ||
-		(record->node != SAGA_NO_NODE && !is_node(state, record->node)))
+		(record->node != SAGA_NO_NODE && !is_step(state, record->node)))
 		return false;
 
 	/* no action will be tried again, so none of them needs anybody */
-	for (int32 i = 0; i < state->graph->nnodes; i++)
+	for (int32 i = 0; i < state->nsteps; i++)
 	{
 		SagaStep   *step = &state->steps[i];
 
@@ -546,7 +513,7 @@ apply_stuck(SagaState *state, const SagaRecord *record)
 			if (step->status != SAGA_STEP_BACKOFF)
 				return false;
 		}
-		else if (!is_node(state, record->node))
+		else if (!is_step(state, record->node))
 			return false;
 		else
 		{
@@ -589,7 +556,7 @@ apply_retried(SagaState *state, const SagaRecord *record)
 		relieve(state, step);
 		step->due = 0;
 	}
-	else if (!is_node(state, record->node))
+	else if (!is_step(state, record->node))
 		return false;
 	else
 	{
@@ -629,7 +596,7 @@ apply_refused(SagaState *state, const SagaRecord *record)
 	SagaStep   *step;
 	bool		skip;
 
-	if (!is_node(state, record->node))
+	if (!is_step(state, record->node))
 		return false;
 	step = &state->steps[record->node];
 	if (!step->claiming ||
@@ -731,9 +698,7 @@ apply_by_kind(SagaState *state, const SagaRecord *record)
 	switch (record->kind)
 	{
 		case SAGA_RECORD_STARTED:
-			for (int32 i = 0; i < state->graph->nnodes; i++)
-				if (state->steps[i].unmet == 0)
-					state->ready[state->nready++] = i;
+			machine_start_run(state, 0);
 			return true;
 		case SAGA_RECORD_INTENT:
 			return apply_intent(state, record);

@@ -35,13 +35,30 @@ typedef enum PivotPhase
 static inline const SagaNode *
 node_of(const SagaState *state, const SagaStep *step)
 {
-	return &state->graph->nodes[step - state->steps];
+	return &state->graph->nodes[step->node];
+}
+
+/* The current run of a node in a scope run. */
+static inline int32
+sibling(const SagaState *state, int32 run, int32 node)
+{
+	const SagaScopeRun *r = &state->runs[run];
+
+	return r->steps[node - state->graph->scopes[r->scope].first];
 }
 
 static inline bool
-is_node(const SagaState *state, int32 node)
+is_step(const SagaState *state, int32 step)
 {
-	return node >= 0 && node < state->graph->nnodes;
+	return step >= 0 && step < state->nsteps;
+}
+
+/* Is more of its action to come? */
+static inline bool
+step_is_open(uint8 status)
+{
+	return status <= SAGA_STEP_STUCK ||
+		(status >= SAGA_STEP_EVALUATING && status <= SAGA_STEP_SCOPED);
 }
 
 /* Is the step's current operation its compensation? */
@@ -50,6 +67,14 @@ in_undo_phase(const SagaStep *step)
 {
 	return step->status >= SAGA_STEP_UNDO_CALLING &&
 		step->status <= SAGA_STEP_UNDO_STUCK;
+}
+
+/* Is the step among those being undone, rather than going forward? */
+static inline bool
+undoing(const SagaState *state, const SagaStep *step)
+{
+	return state->direction == SAGA_UNDO &&
+		(state->back_to == SAGA_NO_NODE || step->region);
 }
 
 static inline bool
@@ -67,14 +92,22 @@ undo_attempts(const SagaStep *step)
 		step->attempts : 0;
 }
 
+/* The pivot is in no body, so that one run of it counts at a time. */
+static inline const SagaStep *
+pivot_step(const SagaState *state)
+{
+	int32		pivot = state->graph->pivot;
+
+	return pivot < 0 ? NULL : &state->steps[sibling(state, 0, pivot)];
+}
+
 static inline PivotPhase
 pivot_phase(const SagaState *state)
 {
-	const SagaStep *pivot;
+	const SagaStep *pivot = pivot_step(state);
 
-	if (state->graph->pivot < 0)
+	if (pivot == NULL)
 		return PIVOT_OPEN;
-	pivot = &state->steps[state->graph->pivot];
 	if (pivot->status == SAGA_STEP_DONE || pivot->status == SAGA_STEP_SKIPPED ||
 		pivot->continued)
 		return PIVOT_PASSED;
@@ -102,6 +135,11 @@ machine_claim_is_over(SagaState *state, SagaStep *step)
 	step->claim_out = false;
 	state->in_flight--;
 }
+
+/* machine_scopes.c */
+extern void machine_push(SagaState *state, SagaSteps *list, int32 step);
+extern void machine_meet(SagaState *state, int32 step);
+extern void machine_start_run(SagaState *state, int32 run);
 
 /* machine_fold.c */
 extern void machine_set_status(SagaState *state, SagaStep *step,

@@ -11,7 +11,7 @@
 static const char *
 cancel_refusal(const SagaState *state)
 {
-	int32		pivot = state->graph->pivot;
+	const SagaStep *pivot = pivot_step(state);
 
 	if (state->terminating)
 		return "the saga is being terminated";
@@ -19,7 +19,7 @@ cancel_refusal(const SagaState *state)
 		return "the saga is already being undone";
 	if (state->pivot_intent || pivot_phase(state) == PIVOT_PASSED)
 		return "the pivot has been called, the saga can only go forward";
-	if (pivot >= 0 && state->steps[pivot].in_flight)
+	if (pivot && pivot->in_flight)
 		return "the pivot is running";
 	if (state->hook.in_flight)
 		return "the saga is ending";
@@ -49,7 +49,7 @@ retry_refusal(const SagaState *state, int32 node)
 		return "the saga is being terminated";
 	if (node == SAGA_NODE_END)
 		return hook_refusal(state, true);
-	if (!is_node(state, node))
+	if (!is_step(state, node))
 		return "there is no such step";
 	step = &state->steps[node];
 	if (step->in_flight)
@@ -73,7 +73,7 @@ skip_refusal(const SagaState *state, int32 node, bool force)
 		return "the saga is being terminated";
 	if (node == SAGA_NODE_END)
 		return hook_refusal(state, false);
-	if (!is_node(state, node))
+	if (!is_step(state, node))
 		return "there is no such step";
 	step = &state->steps[node];
 	switch (step->status)

@@ -84,9 +84,20 @@ typedef struct SagaType
 	struct SagaType **atts;
 } SagaType;
 
+/* Where in the text it stands: how its value is written there. */
+typedef enum SagaParamPlace
+{
+	SAGA_PLACE_SQL,				/* bound */
+	SAGA_PLACE_PATH,			/* percent-encoded */
+	SAGA_PLACE_QUERY,
+	SAGA_PLACE_JSON,			/* as a JSON value */
+	SAGA_PLACE_JSON_STRING,		/* within a JSON string, escaped */
+} SagaParamPlace;
+
 typedef struct SagaParam
 {
 	SagaParamScope scope;
+	SagaParamPlace place;
 	int			index;
 	char	   *name;			/* as written, for messages */
 	int			npath;			/* keys and array positions from the input's
@@ -100,13 +111,28 @@ typedef struct SagaParam
 	const SagaType *type_info;	/* or NULL */
 } SagaParam;
 
+typedef enum SagaTemplateKind
+{
+	SAGA_TEMPLATE_SQL,
+	SAGA_TEMPLATE_HTTP,
+} SagaTemplateKind;
+
 typedef struct SagaTemplate
 {
-	char	   *sql;			/* with $1, $2, ...: one per occurrence */
-	int			nparams;
+	SagaTemplateKind kind;
+	int			nparams;		/* one per occurrence */
 	SagaParam  *params;
+
+	/* SQL */
+	char	   *sql;			/* with $1, $2, ... */
 	uint64		hash;			/* of sql and bind types: names prepared
 								 * statements */
+
+	/* HTTP: texts between parameters, UTF-8; the body's come last */
+	const char *method;
+	int			npath;			/* parameters of path and query */
+	char	  **path;			/* npath + 1 texts */
+	char	  **body;			/* nparams - npath + 1 texts; NULL: no body */
 } SagaTemplate;
 
 /* Everything a name can stand for, as known when a call is made. */
@@ -159,11 +185,21 @@ typedef struct SagaNameScope
 extern SagaTemplate *saga_template_parse(const char *text,
 										 SagaNameScope *scope, char **problem);
 
+/* After types of parameters were changed. */
+extern void saga_template_rehash(SagaTemplate *tmpl);
+
+/*
+ * A name at a colon: its dotted parts, and where it ends; or NULL if none
+ * begins there.
+ */
+extern const char *saga_template_name(const char *text, const char *colon,
+									  char ***parts, int *nparts);
+
 /*
  * Values of all parameters as text in the current memory context, NULL for
  * SQL NULL and for a missing path.  Scalars as their text; objects and arrays
  * as JSON text, but arrays as array literals where the declared type is an
- * array.
+ * array.  Of an HTTP template, encoded for their places (template_http.c).
  */
 extern void saga_template_bind(const SagaTemplate *tmpl,
 							   const SagaValues *values, char **out);
@@ -173,6 +209,28 @@ extern void saga_template_bind(const SagaTemplate *tmpl,
  * JSON null.  Does not check: a value that does not fit gets its plain text.
  */
 extern char *saga_value_text(const SagaType *type, const JsonbValue *v);
+
+/* ---- template_http.c ---- */
+
+/* Is this text METHOD /path, which no SQL can be? */
+extern bool saga_template_looks_http(const char *text);
+
+/* METHOD /path?query {json body}; the rest as saga_template_parse(). */
+extern SagaTemplate *saga_http_template_parse(const char *text,
+											  SagaNameScope *scope,
+											  char **problem);
+
+/* From texts to what may stand in the places of the parameters. */
+extern void saga_http_encode(const SagaTemplate *tmpl, char **values);
+
+/*
+ * Path and body of bound values, UTF-8, in the current memory context.  NULL
+ * with *problem (static) if a value cannot be part of a path; NULL without a
+ * problem if there is no body.
+ */
+extern char *saga_http_path(const SagaTemplate *tmpl, char **values,
+							const char **problem);
+extern char *saga_http_body(const SagaTemplate *tmpl, char **values);
 
 /* The stable key of one operation of one step (same in every attempt). */
 extern char *saga_idempotency_key(const pg_uuid_t *saga_id, const char *step,

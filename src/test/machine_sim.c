@@ -363,7 +363,7 @@ compare_states(const SagaState *a, const SagaState *b)
 	SAME(deadline);
 	SAME(stuck_hook_due);
 	SAME(stuck_hooks);
-	SAME(nready);
+	SAME(ready.n);
 	SAME(hook.status);
 	compare_step(&a->hook, &b->hook, -1);
 	for (i = 0; i < graph.nnodes; i++)
@@ -373,8 +373,8 @@ compare_states(const SagaState *a, const SagaState *b)
 			  i, lasting_status(a, i), b->steps[i].status);
 		compare_step(&a->steps[i], &b->steps[i], i);
 	}
-	for (i = 0; i < a->nready; i++)
-		SAME(ready[i]);
+	for (i = 0; i < a->ready.n; i++)
+		SAME(ready.items[i]);
 }
 
 /* The counts of a state, found again from its steps. */
@@ -407,8 +407,8 @@ check_counts(const SagaState *state)
 		  state->nstuck, nstuck);
 	CHECK(state->direction == SAGA_UNDO || held == state->nheld,
 		  "nheld is %d, not %d", state->nheld, held);
-	CHECK(state->nready >= 0 && state->nready <= graph.nnodes,
-		  "nready is %d", state->nready);
+	CHECK(state->ready.n <= graph.nnodes,
+		  "%d are ready", state->ready.n);
 }
 
 /* What is out according to the machine is out according to the world. */
