@@ -719,6 +719,8 @@ new_call(const SagaRequest *request, SagaEndpoint *endpoint)
 		call->request.correlation = pstrdup(request->correlation);
 	if (request->callback_token)
 		call->request.callback_token = pstrdup(request->callback_token);
+	if (request->gid)
+		call->request.gid = pstrdup(request->gid);
 	if (request->tmpl && request->values)
 	{
 		int			n = request->tmpl->nparams;

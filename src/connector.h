@@ -74,6 +74,12 @@ typedef enum SagaRequestMode
 								 * compensation only if the action was done */
 	SAGA_REQUEST_CLAIM,			/* done (with result) or now refused */
 	SAGA_REQUEST_PURGE,			/* drop barrier rows that are past keeping */
+
+	/* two-phase commit; connector_branch.c */
+	SAGA_REQUEST_PREPARE,		/* claim the key, run all parts, PREPARE */
+	SAGA_REQUEST_COMMIT_PREPARED,
+	SAGA_REQUEST_ROLLBACK_PREPARED, /* ... and refuse the key */
+	SAGA_REQUEST_LIST_PREPARED, /* result: a JSON array of [gid, age in s] */
 } SagaRequestMode;
 
 typedef struct SagaRequest
@@ -99,6 +105,15 @@ typedef struct SagaRequest
 	int			attempt;
 	bool		at_most_once;	/* never sent twice, not even unseen */
 	bool		callback;		/* may be accepted, to be answered later */
+
+	/*
+	 * Two-phase commit: tmpl has the parameters of all parts of 'call', step
+	 * is the key of the branch, or NULL to COMMIT or ROLLBACK what belongs to
+	 * no saga we run.
+	 */
+	const SagaCall *call;		/* PREPARE; must outlive the answer */
+	const char *gid;			/* LIST: what the gids begin with */
+
 	/* PURGE */
 	TimestampTz purge_before;
 	const char *purge_live;		/* uuid[] literal of sagas to be spared */
@@ -120,6 +135,7 @@ typedef struct SagaAnswer
 	SagaTime	retry_after;	/* no further try before now + this */
 	bool		ran;			/* UNDO: the compensation really ran */
 	bool		free;			/* eats no attempt */
+	int			part;			/* PREPARE: which part failed, from 1 */
 	SagaTime	latency;		/* send to answer, 0 = never sent */
 } SagaAnswer;
 

@@ -155,6 +155,7 @@ struct SagaConnCall
 	bool		in_doubt;		/* it may be done, for all we know: hanging up
 								 * now makes its outcome unknown */
 	bool		retried;		/* a lost prepared statement is forgiven once */
+	char	  **parts;			/* PREPARE: results of the steps */
 	bool		answered;
 	SagaAnswer	answer;
 };

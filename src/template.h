@@ -33,15 +33,22 @@ typedef enum SagaSystemName
 	SAGA_SYS_STARTED_BY,
 	SAGA_SYS_STARTED_AT,
 	SAGA_SYS_DEADLINE,
-	SAGA_SYS_RESULT,			/* in an undo: the action's own result */
+	SAGA_SYS_RESULT,			/* in an undo and decline_if: the action's own
+								 * result */
 	SAGA_SYS_CAUSE,
+	SAGA_SYS_ITEM,				/* the element a for_each is at; may have a
+								 * path */
+	SAGA_SYS_ITEM_INDEX,		/* ... its number, from 0 */
+	SAGA_SYS_ITERATION,			/* number of the innermost loop's iteration,
+								 * from 0; in 'while' those that have begun */
+	SAGA_SYS_CALLBACK_TOKEN,
 } SagaSystemName;
 
 typedef enum SagaParamScope
 {
 	SAGA_PARAM_SYSTEM,			/* index: SagaSystemName */
 	SAGA_PARAM_INPUT,			/* name: first key of the input */
-	SAGA_PARAM_STEP,			/* index: node whose result it is */
+	SAGA_PARAM_STEP,			/* index: node (not step) whose result it is */
 	SAGA_PARAM_STEP_FAILED,		/* :step.failed -> boolean */
 } SagaParamScope;
 
@@ -143,9 +150,18 @@ typedef struct SagaValues
 	TimestampTz deadline;		/* DT_NOEND: none */
 	const char *cause;			/* or NULL */
 	Jsonb	   *input;			/* object */
-	int			node;			/* whose result :result is */
-	Jsonb	  **results;		/* by node; NULL = none */
-	const SagaState *state;		/* for :step.failed */
+	int			node;			/* step, or pseudo-node, that is bound for */
+	Jsonb	  **results;		/* by step; NULL = none.  Without a state: by
+								 * node */
+	Jsonb	   *result;			/* what :result is, where results[node] is not
+								 * it (yet): for decline_if; or NULL */
+	Jsonb	  **items;			/* by step: the elements of an EACH, or NULL */
+	const char *callback_token; /* or NULL */
+	const SagaState *state;		/* which runs are meant; NULL only where a
+								 * call is shown, not made: then those below */
+	Jsonb	   *item;
+	int			item_index;
+	int			iteration;
 } SagaValues;
 
 /* Resolves one dotted name while a template is parsed; definition.c's. */
@@ -168,6 +184,9 @@ typedef struct SagaNameScope
  */
 extern SagaTemplate *saga_template_parse(const char *text,
 										 SagaNameScope *scope, char **problem);
+
+/* After types of parameters were changed. */
+extern void saga_template_rehash(SagaTemplate *tmpl);
 
 /*
  * A name at a colon: its dotted parts, and where it ends; or NULL if none
