@@ -1057,6 +1057,9 @@ answer_here(SagaConnCall *call)
 {
 	switch (call->request.mode)
 	{
+		case SAGA_REQUEST_RUN:
+		case SAGA_REQUEST_UNDO:
+			return false;
 		case SAGA_REQUEST_CLAIM:
 			saga_call_error(call, SAGA_ANSWER_BROKEN, "0A000",
 							"an HTTP service cannot be asked whether a call was made",
@@ -1066,7 +1069,10 @@ answer_here(SagaConnCall *call)
 			call->answer.kind = SAGA_ANSWER_DONE;
 			return true;
 		default:
-			return false;
+			saga_call_error(call, SAGA_ANSWER_BROKEN, "0A000",
+							"an HTTP service cannot take part in two-phase commit",
+							NULL, NULL);
+			return true;
 	}
 }
 
