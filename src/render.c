@@ -87,8 +87,8 @@ push_text(JsonbParseState **ps, JsonbIteratorToken token, const char *text)
 	pushJsonbValue(ps, token, &v);
 }
 
-static Jsonb *
-rendered(const SagaCall *call, char **values)
+Jsonb *
+saga_rendered(const SagaCall *call, char **values)
 {
 	JsonbParseState *ps = NULL;
 
@@ -157,5 +157,5 @@ saga_render(PG_FUNCTION_ARGS)
 
 	texts = palloc0(Max(1, call->tmpl->nparams) * sizeof(char *));
 	saga_template_bind(call->tmpl, &values, texts);
-	PG_RETURN_JSONB_P(rendered(call, texts));
+	PG_RETURN_JSONB_P(saga_rendered(call, texts));
 }
