@@ -419,7 +419,7 @@ make_call(SagaSessionRun *run, const SagaCommand *c, SagaSessionAnswer *answer)
 		texts = palloc0(sizeof(char *) * Max(call->tmpl->nparams, 1));
 		saga_template_bind(call->tmpl, &values, texts);
 		if (!local)
-			sent = saga_rendered(call, texts);
+			sent = saga_rendered(call, &values, texts);
 	}
 	if (c->op != SAGA_OP_EVAL && c->node >= 0 && driver->answer &&
 		driver->answer(run, c, call, answer))
