@@ -2145,6 +2145,39 @@ GRANT EXECUTE ON FUNCTION saga.semantic_lock(regclass, text, text, interval), sa
     TO saga_user;
 
 -- ---------------------------------------------------------------------------
+-- Sagas within a session, rolled back: what would happen.
+
+CREATE FUNCTION saga.dry_run(definition text, input jsonb DEFAULT '{}', stubs jsonb DEFAULT '{}')
+RETURNS TABLE (phase text, step text, operation text, sent jsonb, result jsonb, error text,
+    relation regclass, key jsonb, before jsonb, after jsonb)
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_dry_run';
+COMMENT ON FUNCTION saga.dry_run(text, jsonb, jsonb)
+IS 'Run local steps and their undo and roll back: what would be sent, and which rows the undo does not restore';
+
+CREATE FUNCTION saga.test_begin()
+RETURNS void LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_test_begin';
+COMMENT ON FUNCTION saga.test_begin() IS 'Begin a test in this session: without mocks, and with all the time there is';
+
+CREATE FUNCTION saga.test_mock(definition text, step text, result jsonb DEFAULT NULL, error text DEFAULT NULL,
+    operation text DEFAULT 'action')
+RETURNS void LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_test_mock';
+COMMENT ON FUNCTION saga.test_mock(text, text, jsonb, text, text)
+IS 'Make up the answer of a step; several are given one after the other, and the last one stays';
+
+CREATE FUNCTION saga.test_advance("by" interval)
+RETURNS interval LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_test_advance';
+COMMENT ON FUNCTION saga.test_advance(interval)
+IS 'Let so much more time pass in test runs, and not all of it; returns how much it is now';
+
+CREATE FUNCTION saga.test_run(definition text, input jsonb DEFAULT '{}')
+RETURNS SETOF saga.log LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_test_run';
+COMMENT ON FUNCTION saga.test_run(text, jsonb)
+IS 'Drive a saga in this session with made-up answers, roll back, and return the log it would have';
+
+GRANT EXECUTE ON FUNCTION saga.dry_run(text, jsonb, jsonb), saga.test_begin(), saga.test_mock(text, text, jsonb, text, text),
+    saga.test_advance(interval), saga.test_run(text, jsonb) TO saga_user;
+
+-- ---------------------------------------------------------------------------
 -- Upkeep of the log.
 
 -- The first id a UUIDv7 of this day (UTC) can have.
