@@ -198,6 +198,18 @@ CREATE TABLE saga.stuck_saga (
 );
 COMMENT ON TABLE saga.stuck_saga IS 'Sagas that wait for an operator, and why';
 
+-- Prepared transactions of ours at participants that no live saga will end.
+CREATE TABLE saga.orphan (
+    gid         text NOT NULL,
+    server      text NOT NULL,
+    decision    text NOT NULL,
+    prepared_at timestamptz NOT NULL,
+    found_at    timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    error       text,
+    PRIMARY KEY (gid, server)
+);
+COMMENT ON TABLE saga.orphan IS 'Prepared transactions at participants that no live saga will end: they are being ended';
+
 -- Who this database is to participants (the fence).
 CREATE TABLE saga.identity (
     only_one         boolean PRIMARY KEY DEFAULT true CHECK (only_one),
@@ -291,6 +303,14 @@ COMMENT ON CAST (saga.node AS jsonb) IS 'The node as JSON';
 CREATE CAST (jsonb AS saga.node) WITHOUT FUNCTION;
 COMMENT ON CAST (jsonb AS saga.node) IS 'For constructors; saga.define() checks what it is given';
 
+-- Functions that take nodes as VARIADIC have a second form with an array and
+-- more arguments.  Its array is of this type, so that a call with the keyword
+-- VARIADIC means the first.
+CREATE DOMAIN saga.nodes AS saga.node[];
+COMMENT ON DOMAIN saga.nodes IS 'An array of nodes';
+REVOKE ALL ON TYPE saga.nodes FROM PUBLIC;
+GRANT USAGE ON TYPE saga.nodes TO saga_user;
+
 -- Constructors check nothing: saga.define() reports all faults at once.  Their
 -- bodies are parsed here, so no search_path can bend them.
 CREATE FUNCTION saga.step(
@@ -299,6 +319,9 @@ CREATE FUNCTION saga.step(
     compensation text DEFAULT NULL,
     server text DEFAULT NULL,
     after text[] DEFAULT NULL,
+    condition text DEFAULT NULL,
+    for_each text DEFAULT NULL,
+    max_parallel integer DEFAULT NULL,
     pivot boolean DEFAULT false,
     retriable boolean DEFAULT NULL,
     timeout interval DEFAULT NULL,
@@ -306,20 +329,28 @@ CREATE FUNCTION saga.step(
     on_failure text DEFAULT NULL,
     result text DEFAULT NULL,
     returns text DEFAULT NULL,
+    decline_if text DEFAULT NULL,
     expect_rows integer DEFAULT NULL,
+    callback boolean DEFAULT false,
+    callback_timeout interval DEFAULT NULL,
+    delivery text DEFAULT 'at_least_once',
     compensation_server text DEFAULT NULL,
     compensation_timeout interval DEFAULT NULL,
-    compensation_retry jsonb DEFAULT NULL)
+    compensation_retry jsonb DEFAULT NULL,
+    queue text DEFAULT NULL)
 RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
     'kind', 'step', 'name', name, 'action', action, 'compensation', compensation, 'server', server,
-    'after', after, 'pivot', pivot, 'retriable', retriable,
+    'after', after, 'condition', condition, 'for_each', for_each, 'max_parallel', max_parallel,
+    'pivot', pivot, 'retriable', retriable,
     'timeout', pg_catalog.trim_scale(extract(epoch FROM timeout)), 'retry', retry,
-    'on_failure', on_failure, 'result', result, 'returns', returns, 'expect_rows', expect_rows,
-    'compensation_server', compensation_server,
+    'on_failure', on_failure, 'result', result, 'returns', returns, 'decline_if', decline_if,
+    'expect_rows', expect_rows, 'callback', callback,
+    'callback_timeout', pg_catalog.trim_scale(extract(epoch FROM callback_timeout)),
+    'delivery', delivery, 'compensation_server', compensation_server,
     'compensation_timeout', pg_catalog.trim_scale(extract(epoch FROM compensation_timeout)),
-    'compensation_retry', compensation_retry))::saga.node;
-COMMENT ON FUNCTION saga.step(text, text, text, text, text[], boolean, boolean, interval, jsonb, text, text, text, integer, text, interval, jsonb)
+    'compensation_retry', compensation_retry, 'queue', queue))::saga.node;
+COMMENT ON FUNCTION saga.step(text, text, text, text, text[], text, text, integer, boolean, boolean, interval, jsonb, text, text, text, text, integer, boolean, interval, text, text, interval, jsonb, text)
 IS 'A step: an action, and perhaps the compensation that undoes it';
 
 CREATE FUNCTION saga.undo_step(
@@ -327,14 +358,161 @@ CREATE FUNCTION saga.undo_step(
     compensation text,
     server text DEFAULT NULL,
     after text[] DEFAULT NULL,
+    condition text DEFAULT NULL,
     timeout interval DEFAULT NULL,
-    retry jsonb DEFAULT NULL)
+    retry jsonb DEFAULT NULL,
+    on_failure text DEFAULT NULL)
 RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
     'kind', 'undo', 'name', name, 'compensation', compensation, 'server', server, 'after', after,
-    'timeout', pg_catalog.trim_scale(extract(epoch FROM timeout)), 'retry', retry))::saga.node;
-COMMENT ON FUNCTION saga.undo_step(text, text, text, text[], interval, jsonb)
+    'condition', condition, 'timeout', pg_catalog.trim_scale(extract(epoch FROM timeout)), 'retry', retry,
+    'on_failure', on_failure))::saga.node;
+COMMENT ON FUNCTION saga.undo_step(text, text, text, text[], text, interval, jsonb, text)
 IS 'A step that does nothing when it is reached, and whose compensation runs if the saga comes back';
+
+CREATE FUNCTION saga.call_step(
+    name text,
+    definition text,
+    input text DEFAULT NULL,
+    after text[] DEFAULT NULL,
+    condition text DEFAULT NULL,
+    for_each text DEFAULT NULL,
+    max_parallel integer DEFAULT NULL,
+    pivot boolean DEFAULT false,
+    retry jsonb DEFAULT NULL,
+    on_failure text DEFAULT NULL)
+RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+    'kind', 'call', 'name', name, 'definition', definition, 'input', input, 'after', after,
+    'condition', condition, 'for_each', for_each, 'max_parallel', max_parallel, 'pivot', pivot,
+    'retry', retry, 'on_failure', on_failure))::saga.node;
+COMMENT ON FUNCTION saga.call_step(text, text, text, text[], text, text, integer, boolean, jsonb, text)
+IS 'A step that runs a saga of another definition, and undoes it if this one comes back';
+
+CREATE FUNCTION saga.sleep_step(
+    name text,
+    duration text,
+    after text[] DEFAULT NULL,
+    condition text DEFAULT NULL,
+    on_failure text DEFAULT NULL)
+RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+    'kind', 'sleep', 'name', name, 'duration', duration, 'after', after, 'condition', condition,
+    'on_failure', on_failure))::saga.node;
+COMMENT ON FUNCTION saga.sleep_step(text, text, text[], text, text)
+IS 'A step that is done some time after it is reached: an interval, or an expression that gives one';
+
+CREATE FUNCTION saga.sleep_step(
+    name text,
+    duration interval,
+    after text[] DEFAULT NULL,
+    condition text DEFAULT NULL,
+    on_failure text DEFAULT NULL)
+RETURNS saga.node LANGUAGE sql STABLE PARALLEL SAFE
+RETURN saga.sleep_step(name, duration::text, after, condition, on_failure);
+COMMENT ON FUNCTION saga.sleep_step(text, interval, text[], text, text)
+IS 'A step that is done some time after it is reached';
+
+CREATE FUNCTION saga.sleep_until_step(
+    name text,
+    at text,
+    after text[] DEFAULT NULL,
+    condition text DEFAULT NULL,
+    on_failure text DEFAULT NULL)
+RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+    'kind', 'sleep_until', 'name', name, 'at', at, 'after', after, 'condition', condition,
+    'on_failure', on_failure))::saga.node;
+COMMENT ON FUNCTION saga.sleep_until_step(text, text, text[], text, text)
+IS 'A step that is done at a time: a timestamp, or an expression that gives one';
+
+CREATE FUNCTION saga.sleep_until_step(
+    name text,
+    at timestamptz,
+    after text[] DEFAULT NULL,
+    condition text DEFAULT NULL,
+    on_failure text DEFAULT NULL)
+RETURNS saga.node LANGUAGE sql STABLE PARALLEL SAFE
+RETURN saga.sleep_until_step(name, at::text, after, condition, on_failure);
+COMMENT ON FUNCTION saga.sleep_until_step(text, timestamptz, text[], text, text)
+IS 'A step that is done at a fixed time';
+
+CREATE FUNCTION saga.signal_step(
+    name text,
+    signal text,
+    timeout interval DEFAULT NULL,
+    on_timeout text DEFAULT 'fail',
+    after text[] DEFAULT NULL,
+    condition text DEFAULT NULL,
+    on_failure text DEFAULT NULL)
+RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+    'kind', 'signal', 'name', name, 'signal', signal,
+    'timeout', pg_catalog.trim_scale(extract(epoch FROM timeout)), 'on_timeout', on_timeout,
+    'after', after, 'condition', condition, 'on_failure', on_failure))::saga.node;
+COMMENT ON FUNCTION saga.signal_step(text, text, interval, text, text[], text, text)
+IS 'A step that waits for a signal; its result is the payload';
+
+CREATE FUNCTION saga.branch_step(name text, VARIADIC cases saga.node[])
+RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+    'kind', 'branch', 'name', name, 'cases', cases::jsonb[]))::saga.node;
+COMMENT ON FUNCTION saga.branch_step(text, saga.node[])
+IS 'Runs the steps of the first case whose condition is true; cases are saga.when() and saga.otherwise()';
+
+CREATE FUNCTION saga.branch_step(
+    name text,
+    cases saga.nodes,
+    after text[] DEFAULT NULL,
+    condition text DEFAULT NULL,
+    on_failure text DEFAULT NULL)
+RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+    'kind', 'branch', 'name', name, 'cases', cases::jsonb[], 'after', after, 'condition', condition,
+    'on_failure', on_failure))::saga.node;
+COMMENT ON FUNCTION saga.branch_step(text, saga.nodes, text[], text, text)
+IS 'Runs the steps of the first case whose condition is true; on_failure is what they inherit';
+
+CREATE FUNCTION saga.when(condition text, steps saga.node[])
+RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+    'kind', 'when', 'condition', condition, 'steps', steps::jsonb[]))::saga.node;
+COMMENT ON FUNCTION saga.when(text, saga.node[]) IS 'A case of saga.branch_step()';
+
+CREATE FUNCTION saga.otherwise(steps saga.node[])
+RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+    'kind', 'otherwise', 'steps', steps::jsonb[]))::saga.node;
+COMMENT ON FUNCTION saga.otherwise(saga.node[])
+IS 'The last case of saga.branch_step(): taken if no condition was true';
+
+CREATE FUNCTION saga.loop_step(
+    name text,
+    steps saga.node[],
+    "while" text DEFAULT NULL,
+    max integer DEFAULT NULL,
+    after text[] DEFAULT NULL,
+    condition text DEFAULT NULL,
+    on_failure text DEFAULT NULL)
+RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+    'kind', 'loop', 'name', name, 'steps', steps::jsonb[], 'while', "while", 'max', max, 'after', after,
+    'condition', condition, 'on_failure', on_failure))::saga.node;
+COMMENT ON FUNCTION saga.loop_step(text, saga.node[], text, integer, text[], text, text)
+IS 'Runs its steps again and again: while an expression is true, at most max times';
+
+CREATE FUNCTION saga.savepoint_step(
+    name text,
+    max_tries integer DEFAULT 3,
+    after text[] DEFAULT NULL,
+    condition text DEFAULT NULL,
+    on_failure text DEFAULT NULL)
+RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+    'kind', 'savepoint', 'name', name, 'max_tries', max_tries, 'after', after, 'condition', condition,
+    'on_failure', on_failure))::saga.node;
+COMMENT ON FUNCTION saga.savepoint_step(text, integer, text[], text, text)
+IS 'Where steps with on_failure => ''goto:name'' come back to, at most so often that what follows is tried max_tries times';
 
 CREATE FUNCTION saga.parallel(VARIADIC nodes saga.node[])
 RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -342,12 +520,17 @@ RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
     'kind', 'parallel', 'nodes', nodes::jsonb[]))::saga.node;
 COMMENT ON FUNCTION saga.parallel(saga.node[]) IS 'Steps that do not wait for each other';
 
-CREATE FUNCTION saga.parallel(nodes saga.node[], after text[])
+CREATE FUNCTION saga.parallel(
+    nodes saga.nodes,
+    after text[] DEFAULT NULL,
+    condition text DEFAULT NULL,
+    on_failure text DEFAULT NULL)
 RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
-    'kind', 'parallel', 'nodes', nodes::jsonb[], 'after', after))::saga.node;
-COMMENT ON FUNCTION saga.parallel(saga.node[], text[])
-IS 'Steps that do not wait for each other, and for the named ones only';
+    'kind', 'parallel', 'nodes', nodes::jsonb[], 'after', after, 'condition', condition,
+    'on_failure', on_failure))::saga.node;
+COMMENT ON FUNCTION saga.parallel(saga.nodes, text[], text, text)
+IS 'Steps that do not wait for each other; after, condition and on_failure hold for each';
 
 CREATE FUNCTION saga.retry_policy(
     max_attempts integer DEFAULT NULL,
@@ -374,17 +557,20 @@ CREATE FUNCTION saga.define(
     name text,
     steps saga.node[],
     input text DEFAULT NULL,
+    output text DEFAULT NULL,
     deadline interval DEFAULT NULL,
     retention interval DEFAULT NULL,
     key_retention interval DEFAULT NULL,
     max_running integer DEFAULT NULL,
     priority integer DEFAULT NULL,
+    protocol text DEFAULT 'saga',
+    protocols text[] DEFAULT NULL,
     compensation_order text DEFAULT 'reverse',
     on_completed text DEFAULT NULL,
     on_compensated text DEFAULT NULL,
     on_stuck text DEFAULT NULL)
 RETURNS integer LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_define';
-COMMENT ON FUNCTION saga.define(text, saga.node[], text, interval, interval, interval, integer, integer, text, text, text, text)
+COMMENT ON FUNCTION saga.define(text, saga.node[], text, text, interval, interval, interval, integer, integer, text, text[], text, text, text, text)
 IS 'Make a version of a definition and return its number; the number of the newest if nothing has changed';
 
 CREATE FUNCTION saga.drop_definition(name text, version integer DEFAULT NULL)
@@ -439,6 +625,36 @@ BEGIN ATOMIC
 END;
 COMMENT ON FUNCTION saga.definition_steps_(jsonb) IS 'Internal: names of the steps of a definition as they are listed';
 
+-- The servers in the order in which they are listed.  The labels are those of
+-- label_of() in src/two_phase.c.
+CREATE FUNCTION saga.two_phase_branches_(body jsonb)
+RETURNS TABLE (branch integer, server text, label text) LANGUAGE sql IMMUTABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT b.branch, b.server,
+           CASE WHEN b.server OPERATOR(pg_catalog.~) '^[a-zA-Z0-9_]+$' COLLATE "C" THEN b.server
+                ELSE pg_catalog.concat('server-', b.branch) END
+    FROM (SELECT pg_catalog.row_number() OVER (ORDER BY pg_catalog.min(n.position))::integer OPERATOR(pg_catalog.-) 1 AS branch,
+                 n.step OPERATOR(pg_catalog.->>) 'server' AS server
+          FROM pg_catalog.jsonb_path_query(body, 'strict $.steps.** ? (@.type() == "object" && @.kind == "step" && exists(@.server))')
+               WITH ORDINALITY AS n(step, position)
+          GROUP BY n.step OPERATOR(pg_catalog.->>) 'server') b;
+END;
+COMMENT ON FUNCTION saga.two_phase_branches_(jsonb) IS 'Internal: servers of a definition, numbered and named as two-phase commit does';
+
+CREATE FUNCTION saga.protocol_steps_(body jsonb, protocol text)
+RETURNS SETOF text LANGUAGE sql IMMUTABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT s FROM saga.definition_steps_(body) AS s WHERE protocol OPERATOR(pg_catalog.<>) 'two_phase'
+    UNION ALL
+    SELECT b.step FROM (
+        SELECT 0 AS part, branch, pg_catalog.concat('prepare_', label) AS step FROM saga.two_phase_branches_(body)
+        UNION ALL SELECT 1, 0, 'decide'
+        UNION ALL SELECT 2, branch, pg_catalog.concat('commit_', label) FROM saga.two_phase_branches_(body)
+        ORDER BY 1, 2) b
+    WHERE protocol OPERATOR(pg_catalog.=) 'two_phase';
+END;
+COMMENT ON FUNCTION saga.protocol_steps_(jsonb, text) IS 'Internal: names of the steps of a definition under a protocol';
+
 CREATE VIEW saga.definitions WITH (security_barrier) AS
 SELECT d.name, d.version, d.owner, s.steps, d.created_at, d.paused,
        d.version = pg_catalog.max(d.version) OVER (PARTITION BY d.name) AS latest,
@@ -464,12 +680,24 @@ GRANT SELECT ON saga.definitions TO saga_user, saga_operator, saga_monitor;
 REVOKE ALL ON FUNCTION
     saga.node_in(cstring),
     saga.node_out(saga.node),
-    saga.step(text, text, text, text, text[], boolean, boolean, interval, jsonb, text, text, text, integer, text, interval, jsonb),
-    saga.undo_step(text, text, text, text[], interval, jsonb),
+    saga.step(text, text, text, text, text[], text, text, integer, boolean, boolean, interval, jsonb, text, text, text, text, integer, boolean, interval, text, text, interval, jsonb, text),
+    saga.undo_step(text, text, text, text[], text, interval, jsonb, text),
+    saga.call_step(text, text, text, text[], text, text, integer, boolean, jsonb, text),
+    saga.sleep_step(text, text, text[], text, text),
+    saga.sleep_step(text, interval, text[], text, text),
+    saga.sleep_until_step(text, text, text[], text, text),
+    saga.sleep_until_step(text, timestamptz, text[], text, text),
+    saga.signal_step(text, text, interval, text, text[], text, text),
+    saga.branch_step(text, saga.node[]),
+    saga.branch_step(text, saga.nodes, text[], text, text),
+    saga.when(text, saga.node[]),
+    saga.otherwise(saga.node[]),
+    saga.loop_step(text, saga.node[], text, integer, text[], text, text),
+    saga.savepoint_step(text, integer, text[], text, text),
     saga.parallel(saga.node[]),
-    saga.parallel(saga.node[], text[]),
+    saga.parallel(saga.nodes, text[], text, text),
     saga.retry_policy(integer, interval, double precision, interval, double precision, text[], text[], text[]),
-    saga.define(text, saga.node[], text, interval, interval, interval, integer, integer, text, text, text, text),
+    saga.define(text, saga.node[], text, text, interval, interval, interval, integer, integer, text, text[], text, text, text, text),
     saga.drop_definition(text, integer),
     saga.pause_definition(text),
     saga.resume_definition(text),
@@ -482,12 +710,24 @@ REVOKE ALL ON FUNCTION
 FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION
     saga.node_out(saga.node),
-    saga.step(text, text, text, text, text[], boolean, boolean, interval, jsonb, text, text, text, integer, text, interval, jsonb),
-    saga.undo_step(text, text, text, text[], interval, jsonb),
+    saga.step(text, text, text, text, text[], text, text, integer, boolean, boolean, interval, jsonb, text, text, text, text, integer, boolean, interval, text, text, interval, jsonb, text),
+    saga.undo_step(text, text, text, text[], text, interval, jsonb, text),
+    saga.call_step(text, text, text, text[], text, text, integer, boolean, jsonb, text),
+    saga.sleep_step(text, text, text[], text, text),
+    saga.sleep_step(text, interval, text[], text, text),
+    saga.sleep_until_step(text, text, text[], text, text),
+    saga.sleep_until_step(text, timestamptz, text[], text, text),
+    saga.signal_step(text, text, interval, text, text[], text, text),
+    saga.branch_step(text, saga.node[]),
+    saga.branch_step(text, saga.nodes, text[], text, text),
+    saga.when(text, saga.node[]),
+    saga.otherwise(saga.node[]),
+    saga.loop_step(text, saga.node[], text, integer, text[], text, text),
+    saga.savepoint_step(text, integer, text[], text, text),
     saga.parallel(saga.node[]),
-    saga.parallel(saga.node[], text[]),
+    saga.parallel(saga.nodes, text[], text, text),
     saga.retry_policy(integer, interval, double precision, interval, double precision, text[], text[], text[]),
-    saga.define(text, saga.node[], text, interval, interval, interval, integer, integer, text, text, text, text),
+    saga.define(text, saga.node[], text, text, interval, interval, interval, integer, integer, text, text[], text, text, text, text),
     saga.drop_definition(text, integer),
     saga.grant(text, name, text[]),
     saga.revoke(text, name, text[]),
@@ -1230,7 +1470,7 @@ SELECT i.id, d.name, d.version, i.state, i.direction, i.cause, i.key, i.failed_s
        i.input, i.output, i.correlation, i.labels, i.priority,
        pg_catalog.pg_get_userbyid(i.started_by) AS started_by, i.started_at, i.start_at, i.deadline, i.ended_at,
        i.parent_id, i.parent_step, i.copy_of,
-       w.waiting_for, w.waiting_until
+       i.protocol, w.waiting_for, w.waiting_until
 FROM saga.instance i JOIN saga.definition d ON d.id = i.definition_id
 LEFT JOIN LATERAL (
     SELECT pg_catalog.string_agg(DISTINCT
@@ -1297,11 +1537,11 @@ SELECT i.id AS saga_id, n.position, n.step,
 FROM saga.instances i
 JOIN saga.definition d ON d.name = i.name AND d.version = i.version
 CROSS JOIN LATERAL (
-    SELECT s.position, s.step FROM saga.definition_steps_(d.body) WITH ORDINALITY AS s(step, position)
+    SELECT s.position, s.step FROM saga.protocol_steps_(d.body, i.protocol) WITH ORDINALITY AS s(step, position)
     UNION
     SELECT s.position, l.step
     FROM (SELECT DISTINCT r.step FROM saga.log_record r WHERE r.saga_id = i.id AND r.step ~ '[]0-9]$') l
-    JOIN saga.definition_steps_(d.body) WITH ORDINALITY AS s(step, position) ON s.step = saga.plain_step_(l.step)
+    JOIN saga.protocol_steps_(d.body, i.protocol) WITH ORDINALITY AS s(step, position) ON s.step = saga.plain_step_(l.step)
     WHERE l.step <> s.step) n
 LEFT JOIN last ON last.saga_id = i.id AND last.step = n.step;
 COMMENT ON VIEW saga.steps IS 'Every step of each saga and what has become of it';
@@ -1325,6 +1565,52 @@ SELECT s.saga_id AS id, i.name, i.version, i.direction, s.step, s.operation, s.r
        END AS verbs
 FROM saga.stuck_saga s JOIN saga.instances i ON i.id = s.saga_id;
 COMMENT ON VIEW saga.stuck IS 'Sagas that wait for an operator: why, and the verbs that help';
+
+CREATE FUNCTION saga.prepared_gid_(saga uuid, label text, branch integer)
+RETURNS text LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'saga_prepared_gid_sql';
+COMMENT ON FUNCTION saga.prepared_gid_(uuid, text, integer) IS 'Internal: name of a prepared transaction at its participant';
+
+-- Branches that have voted, or may have, and are not ended; then the orphans.
+CREATE VIEW saga.in_doubt WITH (security_barrier) AS
+SELECT saga.prepared_gid_(i.id, b.label, b.branch) AS gid, b.server, i.id AS saga_id, i.name, i.state,
+       p.at AS prepared_at,
+       CASE WHEN d.decided THEN 'commit' WHEN i.direction = 'undo' THEN 'rollback' END AS decision,
+       CASE
+           WHEN i.state = 'paused' THEN 'saga.resume(): the saga is paused'
+           WHEN d.decided THEN 'COMMIT PREPARED at server ' || pg_catalog.quote_ident(b.server)
+           WHEN i.direction = 'undo' THEN 'ROLLBACK PREPARED at server ' || pg_catalog.quote_ident(b.server)
+           WHEN v.missing IS NOT NULL THEN 'the votes of: ' || v.missing
+           ELSE 'the decision'
+       END AS waits_for,
+       CASE WHEN e.kind = 'failed' THEN e.message END AS error
+FROM saga.instances i
+JOIN saga.definition f ON f.name = i.name AND f.version = i.version
+CROSS JOIN LATERAL saga.two_phase_branches_(f.body) b
+CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM saga.log_record l WHERE l.saga_id = i.id AND l.step = 'decide'
+                                   AND l.kind = 'done' AND l.operation = 'action')
+                        OR EXISTS (SELECT FROM saga.local_outcome o WHERE o.saga_id = i.id AND o.operation = 'a') AS decided) d
+CROSS JOIN LATERAL (SELECT l.kind, l.operation, l.at, l.maybe FROM saga.log_record l
+                    WHERE l.saga_id = i.id AND l.step = 'prepare_' || b.label AND l.kind <> 'undo'
+                    ORDER BY l.seq DESC LIMIT 1) p
+LEFT JOIN LATERAL (SELECT l.kind, l.message FROM saga.log_record l
+                   WHERE l.saga_id = i.id AND l.step IN ('prepare_' || b.label, 'commit_' || b.label)
+                   ORDER BY l.seq DESC LIMIT 1) e ON true
+CROSS JOIN LATERAL (SELECT pg_catalog.string_agg(o.server, ', ' ORDER BY o.branch) AS missing
+                    FROM saga.two_phase_branches_(f.body) o
+                    WHERE NOT EXISTS (SELECT FROM saga.log_record l WHERE l.saga_id = i.id
+                                      AND l.step = 'prepare_' || o.label AND l.kind = 'done' AND l.operation = 'action')) v
+WHERE i.protocol = 'two_phase' AND i.ended_at IS NULL
+  AND NOT (p.kind IN ('done', 'skipped') AND p.operation = 'undo')
+  AND NOT (p.kind = 'failed' AND p.operation = 'action' AND NOT coalesce(p.maybe, false))
+  AND NOT EXISTS (SELECT FROM saga.log_record l WHERE l.saga_id = i.id AND l.step = 'commit_' || b.label
+                  AND l.kind IN ('done', 'skipped'))
+UNION ALL
+SELECT o.gid, o.server, NULL, NULL, NULL, o.prepared_at, o.decision,
+       CASE o.decision WHEN 'commit' THEN 'COMMIT' ELSE 'ROLLBACK' END || ' PREPARED at server ' || pg_catalog.quote_ident(o.server),
+       o.error
+FROM saga.orphan o
+WHERE pg_catalog.pg_has_role('saga_operator', 'USAGE') OR pg_catalog.pg_has_role('saga_monitor', 'USAGE');
+COMMENT ON VIEW saga.in_doubt IS 'Prepared transactions of two-phase commit that are not ended: since when, what was decided, and what they wait for';
 
 CREATE VIEW saga.participants WITH (security_barrier) AS
 SELECT s.srvname AS name, w.fdwname AS wrapper,
@@ -1573,6 +1859,289 @@ GRANT EXECUTE ON FUNCTION saga.graph(text, text, integer), saga.spans_(uuid), sa
     saga.html_(text), saga.html_table_(text, text[], jsonb), saga.html_page_(text, text),
     saga.report_html(), saga.report_html(uuid)
     TO saga_user, saga_operator, saga_monitor;
+-- ---------------------------------------------------------------------------
+-- Schedules.
+
+CREATE TABLE saga.schedule (
+    name       text PRIMARY KEY,
+    definition text NOT NULL,
+    cron       text,
+    every      interval CHECK ((cron IS NULL) <> (every IS NULL)),
+    input      jsonb NOT NULL,
+    timezone   text NOT NULL,
+    catch_up   text NOT NULL CHECK (catch_up IN ('all', 'last', 'none')),
+    overlap    text NOT NULL CHECK (overlap IN ('skip', 'queue', 'allow')),
+    time_field text,
+    owner      regrole NOT NULL,
+    anchor     timestamptz NOT NULL,
+    next_at    timestamptz NOT NULL,
+    queued     timestamptz[] NOT NULL DEFAULT '{}',
+    last_at    timestamptz,
+    last_saga  uuid,
+    runs       bigint NOT NULL DEFAULT 0,
+    missed     bigint NOT NULL DEFAULT 0,
+    error      text,
+    created_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    origin     integer NOT NULL
+);
+COMMENT ON TABLE saga.schedule IS 'What saga.schedule() made; only the library writes it';
+SELECT pg_catalog.pg_extension_config_dump('saga.schedule', '');
+
+CREATE FUNCTION saga.schedule(
+    name text,
+    definition text,
+    cron text DEFAULT NULL,
+    every interval DEFAULT NULL,
+    input jsonb DEFAULT '{}',
+    timezone text DEFAULT 'UTC',
+    catch_up text DEFAULT 'all',
+    overlap text DEFAULT 'skip',
+    time_field text DEFAULT NULL)
+RETURNS timestamptz LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_schedule';
+COMMENT ON FUNCTION saga.schedule(text, text, text, interval, jsonb, text, text, text, text)
+IS 'Start a saga by the clock, again and again; returns the time of the next run';
+
+CREATE FUNCTION saga.unschedule(name text)
+RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_unschedule';
+COMMENT ON FUNCTION saga.unschedule(text) IS 'Drop a schedule; sagas that it started go on';
+
+CREATE FUNCTION saga.cron_next(cron text, timezone text DEFAULT 'UTC', after timestamptz DEFAULT pg_catalog.now())
+RETURNS timestamptz LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'saga_cron_next_time';
+COMMENT ON FUNCTION saga.cron_next(text, text, timestamptz)
+IS 'The first time after another one that a cron expression means; NULL if there is none';
+
+CREATE VIEW saga.schedules WITH (security_barrier) AS
+SELECT s.name, s.definition, pg_catalog.pg_get_userbyid(s.owner) AS owner, s.cron, s.every, s.timezone, s.input,
+       s.time_field, s.catch_up, s.overlap, s.next_at AS next_run, s.last_at AS last_run, s.last_saga,
+       pg_catalog.cardinality(s.queued) AS queued, s.runs, s.missed, s.error, s.created_at
+FROM saga.schedule s
+WHERE s.owner = (SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolname = current_user)
+   OR saga.may(s.definition, 'see');
+COMMENT ON VIEW saga.schedules IS 'Schedules that you made, or of definitions that you may see';
+COMMENT ON COLUMN saga.schedule.name IS 'as given to saga.schedule()';
+COMMENT ON COLUMN saga.schedule.definition IS 'whose newest version is started';
+COMMENT ON COLUMN saga.schedule.cron IS 'when, or';
+COMMENT ON COLUMN saga.schedule.every IS 'how often';
+COMMENT ON COLUMN saga.schedule.input IS 'input of each run';
+COMMENT ON COLUMN saga.schedule.timezone IS 'whose clocks cron, days and months are about';
+COMMENT ON COLUMN saga.schedule.catch_up IS 'which runs that were missed are made up for: all, last or none';
+COMMENT ON COLUMN saga.schedule.overlap IS 'if the run before has not ended: skip, queue or allow';
+COMMENT ON COLUMN saga.schedule.time_field IS 'field of the input that gets the time of the run';
+COMMENT ON COLUMN saga.schedule.owner IS 'role that starts the sagas';
+COMMENT ON COLUMN saga.schedule.anchor IS 'from when on every is counted';
+COMMENT ON COLUMN saga.schedule.next_at IS 'time of the next run';
+COMMENT ON COLUMN saga.schedule.queued IS 'times of runs that wait for the one before to end';
+COMMENT ON COLUMN saga.schedule.last_at IS 'time that the last run was for';
+COMMENT ON COLUMN saga.schedule.last_saga IS 'the last run';
+COMMENT ON COLUMN saga.schedule.runs IS 'sagas started';
+COMMENT ON COLUMN saga.schedule.missed IS 'times for which none was started';
+COMMENT ON COLUMN saga.schedule.error IS 'why the last time gave none';
+COMMENT ON COLUMN saga.schedule.created_at IS 'when it was made';
+COMMENT ON COLUMN saga.schedule.origin IS 'saga.identity.origin of the database it was made in';
+COMMENT ON COLUMN saga.schedules.next_run IS 'time of the next run';
+COMMENT ON COLUMN saga.schedules.last_run IS 'time that the last run was for';
+COMMENT ON COLUMN saga.schedules.queued IS 'runs that wait for the one before to end';
+COMMENT ON COLUMN saga.schedules.name IS 'as given to saga.schedule()';
+COMMENT ON COLUMN saga.schedules.definition IS 'whose newest version is started';
+COMMENT ON COLUMN saga.schedules.owner IS 'role that starts the sagas';
+COMMENT ON COLUMN saga.schedules.cron IS 'when, or';
+COMMENT ON COLUMN saga.schedules.every IS 'how often';
+COMMENT ON COLUMN saga.schedules.timezone IS 'whose clocks cron, days and months are about';
+COMMENT ON COLUMN saga.schedules.input IS 'input of each run';
+COMMENT ON COLUMN saga.schedules.time_field IS 'field of the input that gets the time of the run';
+COMMENT ON COLUMN saga.schedules.catch_up IS 'which runs that were missed are made up for: all, last or none';
+COMMENT ON COLUMN saga.schedules.overlap IS 'if the run before has not ended: skip, queue or allow';
+COMMENT ON COLUMN saga.schedules.last_saga IS 'the last run';
+COMMENT ON COLUMN saga.schedules.runs IS 'sagas started';
+COMMENT ON COLUMN saga.schedules.missed IS 'times for which none was started';
+COMMENT ON COLUMN saga.schedules.error IS 'why the last time gave none';
+COMMENT ON COLUMN saga.schedules.created_at IS 'when it was made';
+GRANT SELECT ON saga.schedules TO saga_user, saga_operator, saga_monitor;
+GRANT EXECUTE ON FUNCTION saga.schedule(text, text, text, interval, jsonb, text, text, text, text), saga.unschedule(text),
+    saga.cron_next(text, text, timestamptz) TO saga_user;
+
+
+-- ---------------------------------------------------------------------------
+-- Isolation: what sagas lack between each other, and local actions can ask
+-- for.  The functions work in local actions only; what they leave goes when
+-- the saga ends, in the transaction that ends it.
+
+CREATE TABLE saga.semantic_lock (
+    source regclass NOT NULL,
+    key    text NOT NULL,
+    saga   uuid NOT NULL,
+    since  timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    PRIMARY KEY (source, key)
+);
+CREATE INDEX semantic_lock_saga ON saga.semantic_lock (saga);
+COMMENT ON TABLE saga.semantic_lock IS 'Semantic locks and the sagas that have them';
+COMMENT ON COLUMN saga.semantic_lock.source IS 'Table whose row it stands for';
+COMMENT ON COLUMN saga.semantic_lock.key IS 'Which row, in the words of the definition';
+COMMENT ON COLUMN saga.semantic_lock.saga IS 'Who has it';
+COMMENT ON COLUMN saga.semantic_lock.since IS 'Since when';
+
+CREATE TABLE saga.semantic_lock_waiter (
+    place  bigint GENERATED ALWAYS AS IDENTITY,
+    source regclass NOT NULL,
+    key    text NOT NULL,
+    saga   uuid NOT NULL,
+    step   integer NOT NULL,
+    since  timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    PRIMARY KEY (source, key, saga, step)
+);
+CREATE INDEX semantic_lock_waiter_saga ON saga.semantic_lock_waiter (saga);
+COMMENT ON TABLE saga.semantic_lock_waiter IS 'Steps that wait for a semantic lock';
+COMMENT ON COLUMN saga.semantic_lock_waiter.place IS 'Place in the queue';
+COMMENT ON COLUMN saga.semantic_lock_waiter.source IS 'Table of the lock';
+COMMENT ON COLUMN saga.semantic_lock_waiter.key IS 'Key of the lock';
+COMMENT ON COLUMN saga.semantic_lock_waiter.saga IS 'Who waits';
+COMMENT ON COLUMN saga.semantic_lock_waiter.step IS 'With which of its steps: its number in the saga';
+COMMENT ON COLUMN saga.semantic_lock_waiter.since IS 'Since when';
+
+CREATE TABLE saga.escrow_counter (
+    counter text NOT NULL,
+    key     text NOT NULL DEFAULT '',
+    value   numeric NOT NULL,
+    minimum numeric,
+    maximum numeric,
+    owner   regrole NOT NULL,
+    PRIMARY KEY (counter, key)
+) WITH (fillfactor = 50);
+COMMENT ON TABLE saga.escrow_counter IS 'Counters whose amounts sagas reserve';
+COMMENT ON COLUMN saga.escrow_counter.counter IS 'Name of the counter';
+COMMENT ON COLUMN saga.escrow_counter.key IS 'Which of them; '''' where there is one only';
+COMMENT ON COLUMN saga.escrow_counter.value IS 'Without reservations, final or not';
+COMMENT ON COLUMN saga.escrow_counter.minimum IS 'Lowest value; NULL: none';
+COMMENT ON COLUMN saga.escrow_counter.maximum IS 'Highest value; NULL: none';
+COMMENT ON COLUMN saga.escrow_counter.owner IS 'Who may reserve from it and change it';
+
+CREATE TABLE saga.escrow_reservation (
+    saga    uuid NOT NULL,
+    step    integer NOT NULL,
+    counter text NOT NULL,
+    key     text NOT NULL,
+    amount  numeric NOT NULL,
+    final   boolean NOT NULL DEFAULT false,
+    at      timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    PRIMARY KEY (saga, step, counter, key)
+);
+CREATE INDEX escrow_reservation_counter ON saga.escrow_reservation (counter, key);
+COMMENT ON TABLE saga.escrow_reservation IS 'Amounts that steps have reserved';
+COMMENT ON COLUMN saga.escrow_reservation.saga IS 'The saga';
+COMMENT ON COLUMN saga.escrow_reservation.step IS 'Its step: its number in the saga';
+COMMENT ON COLUMN saga.escrow_reservation.counter IS 'Name of the counter';
+COMMENT ON COLUMN saga.escrow_reservation.key IS 'Which of them';
+COMMENT ON COLUMN saga.escrow_reservation.amount IS 'To be added to the value when the saga completes; mostly negative';
+COMMENT ON COLUMN saga.escrow_reservation.final IS 'The saga has completed: the next to lock the counter adds it';
+COMMENT ON COLUMN saga.escrow_reservation.at IS 'When it was reserved';
+
+CREATE TABLE saga.reread_value (
+    saga   uuid NOT NULL,
+    source regclass NOT NULL,
+    key    jsonb NOT NULL,
+    digest text NOT NULL,
+    PRIMARY KEY (saga, source, key)
+);
+COMMENT ON TABLE saga.reread_value IS 'Rows that sagas have read and will read again';
+COMMENT ON COLUMN saga.reread_value.saga IS 'The saga';
+COMMENT ON COLUMN saga.reread_value.source IS 'Table of the row';
+COMMENT ON COLUMN saga.reread_value.key IS 'Columns and values that find it';
+COMMENT ON COLUMN saga.reread_value.digest IS 'MD5 of its contents; empty: there was no such row';
+
+SELECT pg_catalog.pg_extension_config_dump('saga.semantic_lock', '');
+SELECT pg_catalog.pg_extension_config_dump('saga.semantic_lock_waiter', '');
+SELECT pg_catalog.pg_extension_config_dump('saga.semantic_lock_waiter_place_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('saga.escrow_counter', '');
+SELECT pg_catalog.pg_extension_config_dump('saga.escrow_reservation', '');
+SELECT pg_catalog.pg_extension_config_dump('saga.reread_value', '');
+
+CREATE FUNCTION saga.semantic_lock(source regclass, key text, policy text DEFAULT 'wait', timeout interval DEFAULT NULL)
+RETURNS void LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_semantic_lock';
+COMMENT ON FUNCTION saga.semantic_lock(regclass, text, text, interval)
+IS 'In a local action: have this lock until the saga ends, or wait for it';
+
+CREATE FUNCTION saga.semantic_unlock(source regclass, key text)
+RETURNS boolean LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_semantic_unlock';
+COMMENT ON FUNCTION saga.semantic_unlock(regclass, text)
+IS 'In a local action: give a semantic lock up before the saga ends; false if the saga does not have it';
+
+CREATE FUNCTION saga.create_escrow(counter text, key text DEFAULT '', value numeric DEFAULT 0,
+    minimum numeric DEFAULT 0, maximum numeric DEFAULT NULL)
+RETURNS void LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_create_escrow';
+COMMENT ON FUNCTION saga.create_escrow(text, text, numeric, numeric, numeric)
+IS 'Make a counter that sagas can reserve amounts of';
+
+CREATE FUNCTION saga.set_escrow(counter text, key text DEFAULT '', value numeric DEFAULT NULL, add numeric DEFAULT NULL,
+    minimum numeric DEFAULT NULL, maximum numeric DEFAULT NULL)
+RETURNS numeric LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_set_escrow';
+COMMENT ON FUNCTION saga.set_escrow(text, text, numeric, numeric, numeric, numeric)
+IS 'Set an escrow counter, or add to it, or move its bounds; returns its value';
+
+CREATE FUNCTION saga.drop_escrow(counter text, key text DEFAULT '')
+RETURNS void LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_drop_escrow';
+COMMENT ON FUNCTION saga.drop_escrow(text, text) IS 'Drop an escrow counter that has no reservations';
+
+CREATE FUNCTION saga.escrow(counter text, key text, amount numeric)
+RETURNS numeric LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_escrow';
+COMMENT ON FUNCTION saga.escrow(text, text, numeric)
+IS 'In a local action: reserve an amount of a counter, declined if a bound could be passed; returns the lowest value it can come to';
+
+CREATE FUNCTION saga.reread(source regclass, key jsonb, renew boolean DEFAULT false, lock boolean DEFAULT true)
+RETURNS boolean LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_reread';
+COMMENT ON FUNCTION saga.reread(regclass, jsonb, boolean, boolean)
+IS 'In a local action: remember a row, and when called again in the saga decline if it has changed';
+
+CREATE VIEW saga.semantic_locks WITH (security_barrier) AS
+SELECT l.source, l.key, l.saga, i.name, l.since,
+       (SELECT pg_catalog.array_agg(w.saga ORDER BY w.place)
+        FROM saga.semantic_lock_waiter w WHERE w.source = l.source AND w.key = l.key) AS waiters
+FROM saga.semantic_lock l JOIN saga.instances i ON i.id = l.saga;
+COMMENT ON VIEW saga.semantic_locks IS 'Semantic locks of sagas that you may see';
+COMMENT ON COLUMN saga.semantic_locks.source IS 'Table whose row it stands for';
+COMMENT ON COLUMN saga.semantic_locks.key IS 'Which row, in the words of the definition';
+COMMENT ON COLUMN saga.semantic_locks.saga IS 'Who has it';
+COMMENT ON COLUMN saga.semantic_locks.name IS 'Definition of that saga';
+COMMENT ON COLUMN saga.semantic_locks.since IS 'Since when';
+COMMENT ON COLUMN saga.semantic_locks.waiters IS 'Sagas that wait for it, the next one first';
+
+CREATE VIEW saga.escrow_counters WITH (security_barrier) AS
+SELECT c.counter, c.key, c.value + r.final AS value, r.down AS reserved_down, r.up AS reserved_up,
+       c.minimum, c.maximum, c.owner
+FROM saga.escrow_counter c
+CROSS JOIN LATERAL (
+    SELECT coalesce(pg_catalog.sum(e.amount) FILTER (WHERE e.final), 0) AS final,
+           coalesce(pg_catalog.sum(e.amount) FILTER (WHERE NOT e.final AND e.amount < 0), 0) AS down,
+           coalesce(pg_catalog.sum(e.amount) FILTER (WHERE NOT e.final AND e.amount > 0), 0) AS up
+    FROM saga.escrow_reservation e WHERE e.counter = c.counter AND e.key = c.key) r
+WHERE pg_catalog.pg_has_role(c.owner, 'USAGE') OR pg_catalog.pg_has_role('saga_operator', 'USAGE')
+   OR pg_catalog.pg_has_role('saga_monitor', 'USAGE');
+COMMENT ON VIEW saga.escrow_counters IS 'Escrow counters of roles that you are a member of';
+COMMENT ON COLUMN saga.escrow_counters.counter IS 'Name of the counter';
+COMMENT ON COLUMN saga.escrow_counters.key IS 'Which of them; '''' where there is one only';
+COMMENT ON COLUMN saga.escrow_counters.value IS 'With all that completed sagas have done to it';
+COMMENT ON COLUMN saga.escrow_counters.reserved_down IS 'What sagas that run would take, as a negative number';
+COMMENT ON COLUMN saga.escrow_counters.reserved_up IS 'What sagas that run would add';
+COMMENT ON COLUMN saga.escrow_counters.minimum IS 'Lowest value; NULL: none';
+COMMENT ON COLUMN saga.escrow_counters.maximum IS 'Highest value; NULL: none';
+COMMENT ON COLUMN saga.escrow_counters.owner IS 'Who may reserve from it and change it';
+
+CREATE VIEW saga.escrow_reservations WITH (security_barrier) AS
+SELECT e.counter, e.key, e.saga, i.name, e.amount, e.at
+FROM saga.escrow_reservation e JOIN saga.instances i ON i.id = e.saga
+WHERE NOT e.final;
+COMMENT ON VIEW saga.escrow_reservations IS 'What sagas that you may see have reserved of counters';
+COMMENT ON COLUMN saga.escrow_reservations.counter IS 'Name of the counter';
+COMMENT ON COLUMN saga.escrow_reservations.key IS 'Which of them';
+COMMENT ON COLUMN saga.escrow_reservations.saga IS 'The saga';
+COMMENT ON COLUMN saga.escrow_reservations.name IS 'Definition of that saga';
+COMMENT ON COLUMN saga.escrow_reservations.amount IS 'To be added to the value when the saga completes';
+COMMENT ON COLUMN saga.escrow_reservations.at IS 'When it was reserved';
+
+GRANT SELECT ON saga.semantic_locks, saga.escrow_counters, saga.escrow_reservations TO saga_user, saga_operator, saga_monitor;
+GRANT EXECUTE ON FUNCTION saga.semantic_lock(regclass, text, text, interval), saga.semantic_unlock(regclass, text),
+    saga.create_escrow(text, text, numeric, numeric, numeric), saga.set_escrow(text, text, numeric, numeric, numeric, numeric),
+    saga.drop_escrow(text, text), saga.escrow(text, text, numeric), saga.reread(regclass, jsonb, boolean, boolean)
+    TO saga_user;
 
 -- ---------------------------------------------------------------------------
 -- Upkeep of the log.
@@ -1734,7 +2303,8 @@ CREATE TABLE saga.projection (
     created_at   timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
     replaces     bigint UNIQUE,
     stages       jsonb NOT NULL DEFAULT '[]',
-    deterministic boolean NOT NULL DEFAULT true
+    deterministic boolean NOT NULL DEFAULT true,
+    built_on     bigint[]
 ) WITH (fillfactor = 50);
 CREATE UNIQUE INDEX projection_view ON saga.projection (view) WHERE replaces IS NULL;
 COMMENT ON TABLE saga.projection IS 'Projections; only the library writes them';
@@ -1765,6 +2335,7 @@ COMMENT ON COLUMN saga.projection.created_at IS 'When it was created';
 COMMENT ON COLUMN saga.projection.replaces IS 'Id of the projection of the same view whose place it takes when it is filled';
 COMMENT ON COLUMN saga.projection.stages IS 'The parts of the query, and the class of each';
 COMMENT ON COLUMN saga.projection.deterministic IS 'False: the query leaves the choice among equals open';
+COMMENT ON COLUMN saga.projection.built_on IS 'Digests of the views and sources that the contents come from; others mean a rebuild';
 
 SELECT pg_catalog.pg_extension_config_dump('saga.projection', '');
 SELECT pg_catalog.pg_extension_config_dump('saga.projection_id_seq', '');
@@ -2008,10 +2579,11 @@ COMMENT ON TRIGGER wake_projector ON saga.handler IS 'Handlers that come from a 
 
 REVOKE ALL ON ALL TABLES IN SCHEMA saga FROM PUBLIC;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA saga FROM PUBLIC;
-GRANT SELECT ON saga.instances, saga.steps, saga.log, saga.stuck, saga.definitions, saga.participants,
+GRANT SELECT ON saga.instances, saga.steps, saga.log, saga.stuck, saga.in_doubt, saga.definitions, saga.participants,
     saga.stat_sagas, saga.stat_participants, saga.stat_workers,
     saga.projections, saga.stat_projections, saga.progress, saga.handlers TO saga_user, saga_operator, saga_monitor;
-GRANT EXECUTE ON FUNCTION saga.may(text, text), saga.workers_(), saga.participant_stats_(), saga.definition_steps_(jsonb)
+GRANT EXECUTE ON FUNCTION saga.may(text, text), saga.workers_(), saga.participant_stats_(), saga.definition_steps_(jsonb),
+    saga.protocol_steps_(jsonb, text), saga.two_phase_branches_(jsonb), saga.prepared_gid_(uuid, text, integer)
     TO saga_user, saga_operator, saga_monitor;
 GRANT EXECUTE ON FUNCTION saga.start(text, jsonb, text, timestamptz, text, integer, integer, interval, text, jsonb, text),
     saga.start_many(text, jsonb, text), saga.wait(uuid, interval), saga.wait_any(uuid[], interval), saga.status(uuid)
@@ -2119,6 +2691,21 @@ BEGIN
         ('log_record', 'result', 'result of the step'),
         ('log_record', 'actor', 'who used the verb'),
         ('log_record', 'note', 'reason given with the verb'),
+        ('orphan', 'gid', 'name of the prepared transaction'),
+        ('orphan', 'server', 'where it stands'),
+        ('orphan', 'decision', 'commit or rollback'),
+        ('orphan', 'prepared_at', 'since when, by the clock of the participant'),
+        ('orphan', 'found_at', 'when it was found'),
+        ('orphan', 'error', 'why it could not be ended yet'),
+        ('in_doubt', 'gid', 'name of the prepared transaction, as in pg_prepared_xacts there'),
+        ('in_doubt', 'server', 'where it stands'),
+        ('in_doubt', 'saga_id', 'the saga; null: no live one'),
+        ('in_doubt', 'name', 'its definition'),
+        ('in_doubt', 'state', 'state of the saga'),
+        ('in_doubt', 'prepared_at', 'since when'),
+        ('in_doubt', 'decision', 'commit, rollback, or null: none yet'),
+        ('in_doubt', 'waits_for', 'what must happen before it is ended'),
+        ('in_doubt', 'error', 'of the last attempt'),
         ('stuck_saga', 'saga_id', 'the saga'),
         ('stuck_saga', 'step', 'the step'),
         ('stuck_saga', 'operation', 'action, undo or hook'),

@@ -32,6 +32,7 @@
 #include "guc.h"
 #include "http_result.h"
 #include "projector.h"
+#include "schedule.h"
 
 /* Locks of ours carry a field4 that no SQL function can produce. */
 #define SAGA_LOCK_CLASS		0x73616761
@@ -262,6 +263,7 @@ start(Datum main_arg)
 				 errdetail("New sagas are found every saga.safety_poll_interval only.")));
 	recover();
 	recovered_at = GetXLogInsertRecPtr();
+	me->ready_at = saga_now();
 	me->ready = true;
 	say("");
 	if (me->number == 0)
@@ -279,12 +281,17 @@ take_answer(SagaAnswer *answer)
 	SagaPayload *payload;
 	char	   *problem = NULL;
 
-	if (call == NULL)
+	if (call == NULL && !saga_orphans_asked(answer->tag))
 		return;
 	if (strcmp(answer->sqlstate, STALE_EPOCH) == 0)
 	{
 		/* no answer to the call: it is us whom they no longer listen to */
 		fenced = answer->message ? answer->message : "a participant refused this coordinator";
+		return;
+	}
+	if (call == NULL)
+	{
+		saga_orphans_answer(answer);
 		return;
 	}
 	payload = MemoryContextAllocZero(saga_turn_context, sizeof(SagaPayload));
@@ -304,6 +311,9 @@ take_answer(SagaAnswer *answer)
 		MemoryContext old = MemoryContextSwitchTo(saga_turn_context);
 
 		initStringInfo(&message);
+		if (answer->part > 0)
+			appendStringInfo(&message, "step \"%s\": ",
+							 call->call->part_names[answer->part - 1]);
 		appendStringInfoString(&message, answer->message);
 		if (answer->detail)
 			appendStringInfo(&message, " (%s)", answer->detail);
@@ -441,12 +451,16 @@ turn(bool poll_tables)
 
 	if (poll_tables)
 		scan_tables(saga_runs_known() < SCAN_ALL_BELOW);
+	if (me->number == 0)
+		saga_orphans_look(poll_tables);
 	if (saga_now() >= next_upkeep)
 	{
 		next_upkeep = saga_now() + UPKEEP_EVERY;
-		saga_dispatch_upkeep();
+		saga_dispatch_job(SAGA_HOOK_UPKEEP);
 		saga_purge_barriers();
 	}
+	if (me->number == 0)
+		saga_schedules_look(poll_tables);
 	take_ring();
 	saga_worker_look_again();	/* at the rows the ring announced */
 	for (int i = 0; i < nanswers; i++)
@@ -563,6 +577,9 @@ sleep_for(TimestampTz next_poll)
 {
 	TimestampTz now = saga_now();
 	SagaTime	due = Min(Min(next_poll, next_upkeep), saga_runs_next_due());
+
+	if (me->number == 0)
+		due = Min(due, saga_schedules_due());
 
 	if (!turn_is_empty())
 		due = Min(due, saga_turn_flush || saga_turn_commit ? Max(now, write_again) :

@@ -51,6 +51,7 @@ typedef struct SagaRun
 	bool		evict;			/* leave memory when this turn is written */
 	bool		ended_elsewhere;	/* an executor ended the row */
 	bool		stuck_written;
+	bool		holds;			/* it may hold locks or reservations */
 	struct Gate *gate;			/* counts it, if its definition has a limit */
 	int			calls;			/* out */
 	bool		end_undone;		/* its end was decided and is not written */
@@ -89,7 +90,7 @@ typedef struct SagaCallOut
 	bool		local;
 	bool		conditional;
 	bool		asks_first;		/* a claim before an undo elsewhere */
-	SagaTime	retry_after;	/* as the participant wishes; 0 = nothing */
+	SagaTime	retry_after;	/* as the participant, or a lock, wishes; 0 = nothing */
 	bool		solo;
 	int			executor;		/* local: which, -1 = waiting for one */
 	char	   *message;		/* local: the request, until it is sent */
@@ -227,6 +228,16 @@ extern void saga_purge_barriers(void);
 extern void saga_run_values(SagaRun *run, int step, SagaOp op, int attempt,
 							SagaValues *values);
 
+/* ---- orphans.c ---- */
+
+/*
+ * In a transaction: ask the participants of two-phase commit, if it is time
+ * to, which prepared transactions of ours stand there.
+ */
+extern void saga_orphans_look(bool time_to);
+extern bool saga_orphans_asked(uint64 tag);
+extern void saga_orphans_answer(const SagaAnswer *answer);
+
 /* ---- dispatch.c ---- */
 extern void saga_dispatch_init(SagaWorkerSlot *coordinator);
 extern SagaCallOut *saga_call_out(SagaRun *run, SagaCall *call, int node, SagaOp op,
@@ -240,6 +251,8 @@ extern bool saga_dispatch_executors_gone(void);	/* none serves another */
 extern void saga_dispatch_attach(void);
 extern void saga_dispatch_pump(void);	/* in a transaction: replies, losses */
 extern void saga_dispatch_flush(void);	/* send what has gathered */
-extern void saga_dispatch_upkeep(void);
+
+/* Have an executor do a job of the database's. */
+extern void saga_dispatch_job(SagaHook hook);
 
 #endif							/* SAGA_COORDINATOR_H */

@@ -21,6 +21,7 @@
 #include "compat.h"
 #include "coordinator.h"
 #include "guc.h"
+#include "schedule.h"
 #include "two_phase.h"
 
 #define MAX_EXECUTORS	32
@@ -336,6 +337,21 @@ choose_executor(bool solo)
 	return best;
 }
 
+static bool
+is_job(const SagaCallOut *call)
+{
+	return call->hook == SAGA_HOOK_UPKEEP || call->hook == SAGA_HOOK_SCHEDULES;
+}
+
+/* A job is done, or lost with its executor. */
+static void
+end_job(SagaCallOut *call)
+{
+	if (call->hook == SAGA_HOOK_SCHEDULES)
+		saga_schedules_ran();
+	saga_call_done(call);
+}
+
 static void
 hand_out(dlist_head *waiting, bool solo)
 {
@@ -344,7 +360,7 @@ hand_out(dlist_head *waiting, bool solo)
 		SagaCallOut *call = dlist_head_element(SagaCallOut, node_link, waiting);
 		Executor   *executor = NULL;
 
-		if (call->run != NULL || call->hook == SAGA_HOOK_UPKEEP)
+		if (call->run != NULL || is_job(call))
 		{
 			executor = choose_executor(solo);
 			if (executor == NULL)
@@ -394,6 +410,7 @@ saga_dispatch_local(SagaCallOut *call, char **values, int n)
 	request.has_signals = call->run->def->graph->nsignals > 0;
 	request.nvalues = n;
 	call->solo = request.solo = call->solo || (call->call && call->call->slow);
+	request.holds = call->run->holds;
 	for (int i = 0; i < n; i++)
 		size += sizeof(int32) + (values[i] ? strlen(values[i]) + 1 : 0);
 	size = MAXALIGN(size);
@@ -418,9 +435,8 @@ saga_dispatch_local(SagaCallOut *call, char **values, int n)
 	hand_out(call->solo ? &waiting_solo : &waiting_shared, call->solo);
 }
 
-/* Have an executor do the upkeep, as it would run a long action. */
 void
-saga_dispatch_upkeep(void)
+saga_dispatch_job(SagaHook hook)
 {
 	uint64		tag = next_tag++;
 	bool		found;
@@ -429,9 +445,9 @@ saga_dispatch_upkeep(void)
 
 	memset((char *) call + sizeof(call->tag), 0, sizeof(*call) - sizeof(call->tag));
 	memset(&request, 0, sizeof(request));
-	call->hook = request.hook = SAGA_HOOK_UPKEEP;
-	call->solo = request.solo = true;
+	call->hook = request.hook = hook;
 	call->eval = request.eval = SAGA_EVAL_NONE;
+	call->solo = request.solo = hook == SAGA_HOOK_UPKEEP;
 	call->local = true;
 	call->executor = -1;
 	request.tag = tag;
@@ -439,8 +455,8 @@ saga_dispatch_upkeep(void)
 	call->message = MemoryContextAllocZero(TopMemoryContext, request.size);
 	call->message_length = request.size;
 	memcpy(call->message, &request, sizeof(request));
-	dlist_push_tail(&waiting_solo, &call->node_link);
-	hand_out(&waiting_solo, true);
+	dlist_push_tail(call->solo ? &waiting_solo : &waiting_shared, &call->node_link);
+	hand_out(call->solo ? &waiting_solo : &waiting_shared, call->solo);
 }
 
 static void
@@ -455,11 +471,14 @@ take_reply(const char *data)
 	call = saga_call_by_tag(reply.tag);
 	if (call == NULL)
 		return;
-	if (call->hook == SAGA_HOOK_UPKEEP)
+	if (is_job(call))
 	{
-		saga_call_done(call);
+		end_job(call);
 		return;
 	}
+	if (reply.holds && call->run)
+		call->run->holds = true;
+	call->retry_after = reply.retry_ms * (SagaTime) 1000;
 	/* a lock wait alone does not make a step a long one */
 	if ((reply.alone || call->solo) && call->call)
 		call->call->slow = reply.slow;
@@ -512,6 +531,11 @@ lose_call(SagaCallOut *call)
 	SagaOutcome *outcomes;
 	int			n;
 
+	if (is_job(call))
+	{
+		end_job(call);
+		return;
+	}
 	if (call->run == NULL)
 	{
 		saga_call_done(call);
@@ -522,6 +546,7 @@ lose_call(SagaCallOut *call)
 		saga_run_lost(call);
 		return;
 	}
+	call->run->holds = true;	/* for all that is known */
 	outcomes = saga_log_read_outcomes(UINT64CONST(1) << saga_bucket(&call->saga_id),
 									  &call->saga_id, &n);
 	for (int i = 0; i < n; i++)

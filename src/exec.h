@@ -32,6 +32,7 @@ typedef enum SagaHook
 	SAGA_HOOK_COMPENSATED,
 	SAGA_HOOK_STUCK,
 	SAGA_HOOK_UPKEEP,			/* no action: run saga.upkeep() */
+	SAGA_HOOK_SCHEDULES,		/* ... start what is scheduled */
 } SagaHook;
 
 /*
@@ -54,6 +55,7 @@ typedef struct SagaExecRequest
 								 * SagaEval, or one of those below */
 	bool		has_signals;	/* an end must not overtake one */
 	bool		solo;			/* alone in its transaction, normal limits */
+	bool		holds;			/* the saga may hold locks or reservations */
 	bool		two_phase;		/* of def->two_phase */
 	int32		nvalues;		/* of the call and of what follows it */
 } SagaExecRequest;
@@ -71,7 +73,10 @@ typedef struct SagaExecReply
 	uint8		answer;			/* SagaAnswerKind */
 	bool		alone;			/* not run: wants to be alone */
 	bool		slow;			/* ran longer than a shared action may */
-	bool		free;			/* eats no attempt */
+	bool		holds;			/* the saga now holds, or waits for, a lock or
+								 * a reservation */
+	bool		free;			/* waits for somebody: eats no attempt */
+	int32		retry_ms;		/* ... and is not tried again before this */
 	char		sqlstate[6];
 	int32		message_length; /* with '\0'; 0 = none */
 	int32		result_length;	/* a Jsonb datum; 0 = null */
@@ -99,6 +104,7 @@ saga_exec_call(SagaDefinition *def, int node, SagaOp op, SagaHook hook, int eval
 		case SAGA_HOOK_STUCK:
 			return def->on_stuck;
 		case SAGA_HOOK_UPKEEP:
+		case SAGA_HOOK_SCHEDULES:
 			return NULL;
 		case SAGA_HOOK_NONE:
 			break;

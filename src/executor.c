@@ -43,9 +43,11 @@
 #include "errors.h"
 #include "exec.h"
 #include "guc.h"
+#include "isolation.h"
 #include "result.h"
 #include "rows.h"
 #include "saga.h"
+#include "schedule.h"
 #include "signals.h"
 #include "spi_util.h"
 #include "two_phase.h"
@@ -84,6 +86,8 @@ typedef struct Work
 	Jsonb	   *result;
 	Jsonb	   *output;			/* of a saga that completes */
 	bool		recording;		/* the action has run; its row is being written */
+	const char *part;			/* step of a decision that is run */
+	SagaLocalAction action;		/* what it can ask who it is */
 } Work;
 
 static SagaWorkerSlot *me;
@@ -360,12 +364,14 @@ run_parts(Work *item, SagaDefinition *def, SagaCall *call)
 		SagaCall   *part = call->parts[i];
 		Jsonb	   *result;
 
+		item->part = call->part_names[i];
 		saga_call_bind_results(part, item->request.node, results, values);
 		result = run_statement(item, def, part, i + 1, values);
 		CommandCounterIncrement();
 		results = saga_results_add(results, call->part_names[i], result);
 		values += part->tmpl->nparams;
 	}
+	item->part = NULL;
 	item->result = results;
 }
 
@@ -471,6 +477,12 @@ end_instance(Work *item)
 	values[2] = item->output ? JsonbPGetDatum(item->output) : (Datum) 0;
 	nulls[2] = item->output ? ' ' : 'n';
 	SPI_execute_plan(plan, values, nulls, false, 0);
+	if (item->request.holds)
+	{
+		SagaIsolationEnd end = {item->request.saga_id, item->request.hook == SAGA_HOOK_COMPLETED};
+
+		saga_isolation_end(&end, 1);
+	}
 }
 
 /*
@@ -537,6 +549,8 @@ answer_error(Work *item, const SagaCall *call)
 	item->message = error->detail ?
 		psprintf("%s (%s)", error->message, error->detail) :
 		pstrdup(error->message ? error->message : "unknown error");
+	if (item->part)
+		item->message = psprintf("step \"%s\": %s", item->part, item->message);
 	item->result = NULL;
 	item->reply.answer = saga_classify_sqlstate(item->reply.sqlstate, call);
 	item->reply.alone = !item->request.solo && !item->reply.free &&
@@ -546,9 +560,60 @@ answer_error(Work *item, const SagaCall *call)
 	MemoryContextSwitchTo(old);
 }
 
-/*
- * An expression only reads, and leaves no row: it may be evaluated again.
- */
+static void
+begin_local(Work *item)
+{
+	item->action.saga_id = item->request.saga_id;
+	item->action.step = item->request.step;
+	item->action.op = item->request.op;
+	saga_local_begin(&item->action);
+}
+
+static void
+end_local(Work *item)
+{
+	saga_local_end();
+	if (item->request.op == SAGA_OP_UNDO && item->request.holds)
+		saga_isolation_undone(&item->request.saga_id, item->request.step);
+	item->reply.holds = item->action.took;
+}
+
+/* The action is undone and wants a lock: what stays is its place in the queue. */
+static void
+wait_for_lock(Work *item)
+{
+	SagaLockWait wait;
+
+	BeginInternalSubTransaction(NULL);
+	PG_TRY();
+	{
+		PushActiveSnapshot(GetTransactionSnapshot());
+		saga_lock_queue(&item->action, &wait);
+		PopActiveSnapshot();
+		ReleaseCurrentSubTransaction();
+		item->reply.answer = wait.answer;
+		item->reply.alone = false;
+		item->reply.holds = true;
+		item->reply.free = wait.answer == SAGA_ANSWER_TRANSIENT;
+		item->reply.retry_ms = wait.retry_ms;
+		if (wait.message)
+		{
+			item->message = MemoryContextStrdup(batch_context, wait.message);
+			strlcpy(item->reply.sqlstate, unpack_sql_state(ERRCODE_SAGA_DECLINED),
+					sizeof(item->reply.sqlstate));
+		}
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(batch_context);
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(batch_context);
+}
+
+/* An expression only reads, and leaves no row: it may be evaluated again. */
 static void
 run_item(Work *item)
 {
@@ -580,8 +645,16 @@ run_item(Work *item)
 		arm_limits(item, call ? call : after);
 		PushActiveSnapshot(GetTransactionSnapshot());
 		if (r->eval != SAGA_EVAL_NONE)
+		{
 			XactReadOnly = true;	/* until the end of the subtransaction */
-		run_action(item, def, call, after);
+			run_action(item, def, call, after);
+		}
+		else
+		{
+			begin_local(item);
+			run_action(item, def, call, after);
+			end_local(item);
+		}
 		PopActiveSnapshot();
 		disarm_limits();
 		if (r->eval == SAGA_EVAL_NONE)
@@ -605,6 +678,9 @@ run_item(Work *item)
 		MemoryContextSwitchTo(batch_context);
 		if (item->recording)
 			answer_from_outcome(item);
+		else if (saga_local_waits())
+			wait_for_lock(item);
+		saga_local_reset();
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(batch_context);
@@ -643,13 +719,16 @@ run_batch(Work **items, int n, bool *failed)
 			Work	   *item = items[done];
 
 			CHECK_FOR_INTERRUPTS();
-			if (done > 0 && (item->request.solo || items[0]->request.solo))
+			if (done > 0 && (item->request.solo || items[0]->request.solo ||
+							 item->request.hook == SAGA_HOOK_SCHEDULES))
 				break;
 			if (ends_saga(item))
 				flush = true;
 			run_item(item);
 			done++;
-			if (done == SAGA_BATCH_ACTIONS || GetCurrentTimestamp() > until)
+			/* others must see soon who waits */
+			if (done == SAGA_BATCH_ACTIONS || item->reply.free ||
+				GetCurrentTimestamp() > until)
 				break;
 		}
 		saga_worker_commit(flush);
@@ -704,6 +783,8 @@ serve(Work **items, int n)
 
 		if (items[0]->request.hook == SAGA_HOOK_UPKEEP)
 			run_upkeep(items[0]);
+		else if (items[0]->request.hook == SAGA_HOOK_SCHEDULES)
+			saga_schedules_run();
 		else
 			done = run_batch(items, n, &failed);
 		if (failed && done > 1)

@@ -190,8 +190,8 @@ add_headers(SagaHttpRequest *request, const SagaRequest *call,
 	add_line(&headers, "User-Agent: saga/1.0");
 	/* nobody waits for "100 Continue" */
 	add_line(&headers, "Expect:");
-	if (request->body)
-		add_line(&headers, "Content-Type: application/json");
+	add_line(&headers, request->body ? "Content-Type: application/json" :
+			 "Content-Type:");	/* none, lest libcurl adds one */
 	add_credentials(&headers, server);
 	add_header(&headers, "Idempotency-Key", call->idempotency_key);
 	add_trace(&headers, call);

@@ -132,6 +132,7 @@ end_unreadable(Known *known, const SagaInboxRow *inbox)
 	change->state = SAGA_TERMINATED;
 	change->cause = SAGA_CAUSE_OPERATOR;
 	change->ended_at = now;
+	change->holds = true;
 	memset(stuck, 0, sizeof(*stuck));
 	stuck->saga_id = known->id;
 	saga_forget(known);
@@ -163,7 +164,9 @@ take_verb(Known *known, const SagaInboxRow *row)
 	event.verb = verb;
 	event.force = row->force;
 	event.value = row->has_value ? row->value : SAGA_NEVER;
-	event.node = row->step ? saga_step_of_name(run, row->step) : SAGA_NO_NODE;
+	event.node = row->step == NULL ? SAGA_NO_NODE :
+		row->step[0] == '#' ? atoi(row->step + 1) :	/* ours: no name begins so */
+		saga_step_of_name(run, row->step);
 	payload = payload_of(row);
 	saga_run_feed(run, &event, payload);
 	consumed(row->id, true);

@@ -22,6 +22,7 @@
 
 #include "compat.h"
 #include "guc.h"
+#include "isolation.h"
 #include "log.h"
 #include "rows.h"
 #include "saga.h"
@@ -398,9 +399,33 @@ write_queued(const SagaTurn *turn)
 	}
 }
 
+/* What the sagas that end here, or go back, hold. */
+static void
+release_held(const SagaTurn *turn)
+{
+	SagaIsolationEnd *ends = NULL;
+	int			n = 0;
+
+	for (int i = 0; i < turn->nchanges; i++)
+	{
+		const SagaInstanceChange *c = &turn->changes[i];
+
+		if (!c->holds || c->ended_elsewhere || c->ended_at == 0)
+			continue;
+		if (ends == NULL)
+			ends = palloc(sizeof(SagaIsolationEnd) * turn->nchanges);
+		ends[n].saga_id = c->id;
+		ends[n++].keeps = c->state != SAGA_COMPENSATED;
+	}
+	saga_isolation_end(ends, n);
+	for (int i = 0; i < turn->nreplaced; i++)
+		saga_isolation_undone(&turn->replaced[i].saga_id, turn->replaced[i].node);
+}
+
 void
 saga_log_write(const SagaTurn *turn)
 {
+	release_held(turn);
 	write_entries(turn);
 	write_changes(turn);
 	delete_consumed(turn);
@@ -414,6 +439,15 @@ static char *
 text_of(Datum value, bool isnull)
 {
 	return isnull ? NULL : TextDatumGetCString(value);
+}
+
+static bool
+has_member(Jsonb *object, const char *name)
+{
+	JsonbValue	value;
+
+	return JB_ROOT_IS_OBJECT(object) &&
+		getKeyJsonValueFromContainer(&object->root, name, strlen(name), &value) != NULL;
 }
 
 bool
@@ -439,6 +473,8 @@ saga_log_read_instance(const pg_uuid_t *id, SagaInstanceRow *row)
 		row->deadline = n[INST_DEADLINE] ? DT_NOEND : DatumGetTimestampTz(v[INST_DEADLINE]);
 		row->ended = !n[INST_ENDED_AT];
 		row->origin = DatumGetInt32(v[INST_ORIGIN]);
+		row->scheduled = !n[INST_LABELS] &&
+			has_member(DatumGetJsonbP(v[INST_LABELS]), "schedule");
 		row->two_phase = strcmp(TextDatumGetCString(v[INST_PROTOCOL]), "two_phase") == 0;
 	}
 	saga_table_close(table);

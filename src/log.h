@@ -50,6 +50,7 @@ typedef struct SagaInstanceChange
 	const char *error;
 	TimestampTz ended_at;		/* 0: not ended */
 	bool		ended_elsewhere;	/* an executor has written state and end */
+	bool		holds;			/* it may hold locks or reservations */
 } SagaInstanceChange;
 
 typedef struct SagaOutcomeKey
@@ -114,6 +115,9 @@ typedef struct SagaTurn
 	int			nqueued,
 				maxqueued;
 	SagaQueued *queued;
+	int			nreplaced,
+				maxreplaced;
+	SagaOutcomeKey *replaced;	/* steps that are begun anew */
 } SagaTurn;
 
 /* Inside a transaction of the coordinator. */
@@ -134,6 +138,7 @@ typedef struct SagaInstanceRow
 	TimestampTz deadline;		/* DT_NOEND: none */
 	bool		ended;			/* by an executor, log not yet closed */
 	int32		origin;			/* saga_origin() of where it was started */
+	bool		scheduled;		/* started by a schedule */
 	bool		two_phase;		/* protocol */
 } SagaInstanceRow;
 

@@ -10,6 +10,7 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "fmgr.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
@@ -88,6 +89,34 @@ push_text(JsonbParseState **ps, JsonbIteratorToken token, const char *text)
 }
 
 static Jsonb *
+rendered_http(const SagaCall *call, const SagaValues *facts, char **values)
+{
+	JsonbParseState *ps = NULL;
+	const char *problem;
+	char	   *path = saga_http_path(call->tmpl, values, &problem);
+	char	   *body = saga_http_body(call->tmpl, values);
+
+	if (path == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("the request cannot be made: %s", problem)));
+	pushJsonbValue(&ps, WJB_BEGIN_OBJECT, NULL);
+	push_text(&ps, WJB_KEY, "server");
+	push_text(&ps, WJB_VALUE, call->server);
+	push_text(&ps, WJB_KEY, "method");
+	push_text(&ps, WJB_VALUE, call->tmpl->method);
+	push_text(&ps, WJB_KEY, "path");
+	push_text(&ps, WJB_VALUE, path);
+	push_text(&ps, WJB_KEY, "body");
+	push_text(&ps, WJB_VALUE, body ?
+			  pg_any_to_server(body, strlen(body), PG_UTF8) : NULL);
+	push_text(&ps, WJB_KEY, "idempotency_key");
+	push_text(&ps, WJB_VALUE, saga_idempotency_key(&facts->saga_id,
+												   facts->step_name, facts->op));
+	return JsonbValueToJsonb(pushJsonbValue(&ps, WJB_END_OBJECT, NULL));
+}
+
+static Jsonb *
 rendered(const SagaCall *call, char **values)
 {
 	JsonbParseState *ps = NULL;
@@ -157,5 +186,7 @@ saga_render(PG_FUNCTION_ARGS)
 
 	texts = palloc0(Max(1, call->tmpl->nparams) * sizeof(char *));
 	saga_template_bind(call->tmpl, &values, texts);
+	if (call->tmpl->kind == SAGA_TEMPLATE_HTTP)
+		PG_RETURN_JSONB_P(rendered_http(call, &values, texts));
 	PG_RETURN_JSONB_P(rendered(call, texts));
 }

@@ -568,6 +568,7 @@ saga_take_in(Known *known, SagaAdmission how, bool *pending)
 	{
 		/* read in the turn's memory: what is of use is copied */
 		replay(run, saga_log_read(&known->id));
+		run->holds = true;		/* what its executors said is not known */
 	}
 	if (SAGA_STATE_ENDED(run->state->state))
 	{

@@ -139,6 +139,7 @@ note_change(SagaRun *run, TimestampTz now)
 	if (SAGA_STATE_ENDED(state->state) && c->ended_at == 0)
 		c->ended_at = now;
 	c->ended_elsewhere = run->ended_elsewhere;
+	c->holds = run->holds;
 	run->written_state = state->state;
 	run->written_direction = state->direction;
 	run->written_cause = state->cause;
@@ -150,6 +151,22 @@ is_repeatable(uint8 kind)
 {
 	return kind == SAGA_RECORD_STARTED || kind == SAGA_RECORD_DONE ||
 		kind == SAGA_RECORD_INTENT;
+}
+
+/* Steps that are begun anew reserve anew. */
+static void
+note_replaced(SagaRun *run)
+{
+	for (int i = 0; i < run->state->nsteps; i++)
+		if (run->state->steps[i].replaced)
+		{
+			SagaOutcomeKey *key = SAGA_APPEND(saga_turn.replaced, saga_turn.nreplaced,
+											  saga_turn.maxreplaced);
+
+			memset(key, 0, sizeof(*key));
+			key->saga_id = run->row.id;
+			key->node = i;
+		}
 }
 
 static void
@@ -172,6 +189,8 @@ absorb_records(SagaRun *run, TimestampTz now)
 		saga_remember_record(run, r, &entry->payload);
 		if (r->kind == SAGA_RECORD_STUCK)
 			note_stuck(run, r, now);
+		if (r->kind == SAGA_RECORD_RESTARTED && run->holds)
+			note_replaced(run);
 		if (!is_repeatable(r->kind))
 			run->ordered = true;
 		if (saga_turn_since == 0)
@@ -328,6 +347,7 @@ saga_run_recovered(SagaRun *run, const SagaOutcome *outcome)
 		outcome->key.op == 'h' ? SAGA_OP_HOOK : SAGA_OP_ACTION;
 	event.node = outcome->key.node;
 	event.answer = SAGA_ANSWER_DONE;
+	run->holds = true;
 	if (event.node == SAGA_NODE_END)
 		run->ended_elsewhere = true;
 	if (saga_run_feed(run, &event, payload))
@@ -503,7 +523,11 @@ saga_turn_written(XLogRecPtr lsn)
 			saga_set_due(known, saga_now() + END_AGAIN_AFTER);
 		}
 		else if (SAGA_STATE_ENDED(run->state->state))
+		{
+			if (run->row.scheduled)
+				saga_schedules_wake();
 			saga_run_free(run, true);
+		}
 		else if (run->known->has_wakeup)
 			saga_run_free(run, false);
 	}
@@ -546,6 +570,11 @@ saga_turn_drop(const pg_uuid_t *id, const SagaRun *run)
 		if (memcmp(&t->queued[i].saga_id, id, UUID_LEN) != 0)
 			t->queued[kept++] = t->queued[i];
 	t->nqueued = kept;
+	kept = 0;
+	for (int i = 0; i < t->nreplaced; i++)
+		if (memcmp(&t->replaced[i].saga_id, id, UUID_LEN) != 0)
+			t->replaced[kept++] = t->replaced[i];
+	t->nreplaced = kept;
 	saga_sends_drop(id);
 	kept = 0;
 	for (int i = 0; i < ntouched; i++)

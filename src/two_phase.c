@@ -26,6 +26,7 @@
 #include <limits.h>
 
 #include "access/xlog.h"
+#include "fmgr.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
@@ -95,6 +96,17 @@ saga_prepared_saga(const char *gid, pg_uuid_t *saga_id)
 		return false;
 	*saga_id = *DatumGetUUIDP(DirectFunctionCall1(uuid_in, CStringGetDatum(id)));
 	return true;
+}
+
+PG_FUNCTION_INFO_V1(saga_prepared_gid_sql);
+
+/* prepared_gid_(saga, label, branch) */
+Datum
+saga_prepared_gid_sql(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_TEXT_P(cstring_to_text(saga_prepared_gid(PG_GETARG_UUID_P(0),
+													   text_to_cstring(PG_GETARG_TEXT_PP(1)),
+													   PG_GETARG_INT32(2))));
 }
 
 /* ---- may it be run by two-phase commit? ---- */
@@ -188,9 +200,9 @@ check_after(SagaCompile *c, int i)
 	const char *server = def->action[i]->server;
 	ListCell   *lc;
 
-	if (server == NULL || saga_json_get(c->json[i], "after") == NULL)
+	if (server == NULL || saga_json_get(c->nodes[i].json, "after") == NULL)
 		return;
-	foreach(lc, c->deps[i])
+	foreach(lc, c->nodes[i].deps)
 	{
 		const SagaCall *other = def->action[lfirst_int(lc)];
 
@@ -261,19 +273,18 @@ decide_node(const Plan *plan)
 	return plan->nbranches;
 }
 
-/* A server's name as part of a step's name and of a gid: plain letters. */
+/*
+ * A server's name as part of a step's name and of a gid: letters, digits and
+ * '_' only.  saga.two_phase_branches_() has the same rule.
+ */
 static const char *
 label_of(const Plan *plan, const char *server)
 {
-	char	   *label = pstrdup(server);
-
-	for (char *p = label; *p; p++)
-		if (IS_HIGHBIT_SET(*p) || !(isalnum((unsigned char) *p) || *p == '_'))
-			*p = '_';
-	for (int i = 0; i < plan->nbranches; i++)
-		if (strcmp(plan->branches[i].label, label) == 0)
-			return psprintf("%.50s_%d", label, plan->nbranches);
-	return label;
+	for (const char *p = server; *p; p++)
+		if (!((*p >= 'a' && *p <= 'z') || (*p >= 'A' && *p <= 'Z') ||
+			  (*p >= '0' && *p <= '9') || *p == '_'))
+			return psprintf("server-%d", plan->nbranches);
+	return pstrdup(server);
 }
 
 static Branch *
@@ -425,7 +436,7 @@ set_vote_retry(const Plan *plan, const Branch *branch, SagaNode *node)
 	node->retry = vote_retry;
 	for (int k = 0; k < branch->nsteps; k++)
 	{
-		JsonbContainer *retry = saga_json_container(plan->c->json[branch->steps[k]],
+		JsonbContainer *retry = saga_json_container(plan->c->nodes[branch->steps[k]].json,
 													"retry");
 
 		if (retry == NULL)

@@ -47,7 +47,8 @@ PG_FUNCTION_INFO_V1(saga_verb);
 enum
 {
 	DEFINITION = 2, STATE = 3, DIRECTION = 4, CAUSE = 5, OUTPUT = 8,
-	FAILED_STEP = 9, SQLSTATE = 10, ERROR_TEXT = 11, STARTED_BY = 15, ENDED_AT = 19
+	FAILED_STEP = 9, SQLSTATE = 10, ERROR_TEXT = 11, STARTED_BY = 15, ENDED_AT = 19,
+	PROTOCOL = 21
 };
 
 typedef struct Look
@@ -387,11 +388,39 @@ saga_actor(void)
 	return saga_operator && saga_operator[0] ? psprintf("%s (%s)", role, saga_operator) : role;
 }
 
+static bool
+is_two_phase(const Look *look)
+{
+	return strcmp(TextDatumGetCString(look->values[PROTOCOL]), "two_phase") == 0;
+}
+
+static SagaDefinition *
+definition_of(const Look *look)
+{
+	SagaDefinition *def = saga_definition_by_id(DatumGetInt64(look->values[DEFINITION]));
+
+	return is_two_phase(look) ? def->two_phase : def;
+}
+
+/* Would skipping the step, or doing it again, break what two-phase commit is? */
+static bool
+breaks_two_phase(const Look *look, const char *verb, const char *step, bool undo)
+{
+	if (!is_two_phase(look) || step == NULL || strcmp(step, "$end") == 0)
+		return false;
+	return strcmp(verb, "rerun_from") == 0 ||
+		(strcmp(verb, "skip_step") == 0 && !undo &&
+		 strncmp(step, "commit_", 7) != 0);
+}
+
 /* Why the verb can have no effect, or NULL; a first look, the coordinator's counts. */
 static const char *
-why_ignored(const Look *look, const char *verb)
+why_ignored(const Look *look, const char *verb, const char *step)
 {
 	bool		undo = strcmp(TextDatumGetCString(look->values[DIRECTION]), "undo") == 0;
+
+	if (!look->ended && breaks_two_phase(look, verb, step, undo))
+		return "under two-phase commit nobody can vote or decide in place of another";
 
 	if (look->ended)
 		return "the saga has ended";
@@ -424,13 +453,12 @@ saga_verb(PG_FUNCTION_ARGS)
 	look_at(id, &look);
 	name = check_right(id, &look, "operate");
 	if (step && strcmp(step, "$end") != 0 &&
-		saga_definition_node(saga_definition_by_id(DatumGetInt64(look.values[DEFINITION])),
-							 step) == SAGA_NO_NODE)
+		saga_definition_node(definition_of(&look), step) == SAGA_NO_NODE)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("saga \"%s\" has no step \"%s\"", name, step),
 				 errhint("saga.steps lists them.")));
-	why = why_ignored(&look, verb);
+	why = why_ignored(&look, verb, step);
 	if (why && strict)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
