@@ -305,7 +305,8 @@ compile_step(SagaCompile *c, int i)
 	node->pivot = saga_json_bool(json, "pivot");
 	node->timeout = get_time(json, "callback_timeout", 0);
 	node->at_most_once = delivery != NULL && strcmp(delivery, "at_most_once") == 0;
-	node->action_local = action->server == NULL && action->queue == NULL;
+	/* one that may be taken on has an outcome that comes later */
+	node->action_local = action->server == NULL && !action->callback;
 	compile_compensation(c, i);
 }
 
@@ -330,8 +331,6 @@ compile_child(SagaCompile *c, int i)
 	}
 	node->pivot = saga_json_bool(json, "pivot");
 	node->has_compensation = true;
-	node->action_local = true;
-	node->compensation_local = true;
 }
 
 /* All of a node but its texts and its place in the order. */

@@ -163,9 +163,29 @@ saga_call_cancel(SagaRun *run, int step, SagaOp op)
 	{
 		if (call->run != run || call->node != step || call->op != op)
 			continue;
-		if (call->local && call->solo && call->executor >= 0)
+		/* one that was answered before its own end keeps its effect */
+		if (call->local && call->solo && call->executor >= 0 &&
+			!(call->call && call->call->callback))
 			stop_executor(call->executor);
 	}
+}
+
+bool
+saga_call_is_out(SagaRun *run, int step, SagaOp op)
+{
+	HASH_SEQ_STATUS status;
+	SagaCallOut *call;
+
+	if (run->calls == 0)
+		return false;
+	hash_seq_init(&status, calls);
+	while ((call = hash_seq_search(&status)) != NULL)
+		if (call->run == run && call->node == step && call->op == op)
+		{
+			hash_seq_term(&status);
+			return true;
+		}
+	return false;
 }
 
 /* ----------------------------------------------------------- executors */

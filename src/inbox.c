@@ -318,15 +318,37 @@ saga_inbox_late_signals(SagaRun *run, int *n)
 static void
 forget_outcome(SagaRun *run, int step, SagaOp op)
 {
-	const SagaNode *node = &run->def->graph->nodes[saga_node_of(run, step)];
+	int			node = saga_node_of(run, step);
+	const SagaCall *call = op == SAGA_OP_UNDO ? run->def->compensation[node] :
+		run->def->action[node];
 	SagaOutcomeKey *key;
 
-	if (!(op == SAGA_OP_UNDO ? node->compensation_local : node->action_local))
+	if (call == NULL || call->server || call->kind != SAGA_CALL_SQL)
 		return;
 	key = SAGA_APPEND(saga_turn.outcomes, saga_turn.noutcomes, saga_turn.maxoutcomes);
 	key->saga_id = run->row.id;
 	key->node = step;
 	key->op = saga_outcome_op(op);
+}
+
+/* What a later answer says must be of the type that the step returns. */
+static void
+check_returns(SagaRun *run, int step, SagaPayload *payload)
+{
+	const SagaCall *call = run->def->action[saga_node_of(run, step)];
+	char	   *problem = NULL;
+	MemoryContext old;
+
+	if (payload->result == NULL || call == NULL || call->returns_type == NULL)
+		return;
+	old = MemoryContextSwitchTo(saga_turn_context);
+	payload->result = saga_result_from_text(call,
+											JsonbToCString(NULL, &payload->result->root,
+														   VARSIZE(payload->result)),
+											&problem);
+	if (problem)
+		payload->message = psprintf("the result is not usable: %s", problem);
+	MemoryContextSwitchTo(old);
 }
 
 /* complete, fail, heartbeat: of a step whose call was taken on. */
@@ -357,6 +379,8 @@ take_answer(Known *known, const SagaInboxRow *row, bool alive)
 				event.answer == SAGA_ANSWER_TRANSIENT ? "SGB02" : "",
 				sizeof(payload->sqlstate));
 	}
+	else if (!alive && event.op == SAGA_OP_ACTION)
+		check_returns(run, event.node, payload);
 	if (saga_run_feed(run, &event, payload) && !alive)
 		forget_outcome(run, event.node, event.op);
 }
