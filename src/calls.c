@@ -502,9 +502,13 @@ static Jsonb *
 empty_array(void)
 {
 	JsonbParseState *state = NULL;
+	MemoryContext old = MemoryContextSwitchTo(saga_turn_context);
+	Jsonb	   *array;
 
 	pushJsonbValue(&state, WJB_BEGIN_ARRAY, NULL);
-	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_ARRAY, NULL));
+	array = JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_ARRAY, NULL));
+	MemoryContextSwitchTo(old);
+	return array;
 }
 
 /* The answer is no value of the kind that is needed. */

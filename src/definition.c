@@ -798,7 +798,8 @@ saga_definition_compile(const SagaDefinitionRow *row, SagaFaults *faults)
 	def->on_completed = compile_hook(&c, body, "on_completed");
 	def->on_compensated = compile_hook(&c, body, "on_compensated");
 	def->on_stuck = compile_hook(&c, body, "on_stuck");
-	def->graph->has_on_completed = def->on_completed != NULL;
+	/* an output is evaluated in the ending transaction, like on_completed */
+	def->graph->has_on_completed = def->on_completed != NULL || def->output != NULL;
 	def->graph->has_on_compensated = def->on_compensated != NULL;
 	def->graph->has_on_stuck = def->on_stuck != NULL;
 	saga_two_phase_compile(&c);

@@ -446,8 +446,8 @@ saga_dispatch_job(SagaHook hook)
 	memset((char *) call + sizeof(call->tag), 0, sizeof(*call) - sizeof(call->tag));
 	memset(&request, 0, sizeof(request));
 	call->hook = request.hook = hook;
-	call->solo = request.solo = hook == SAGA_HOOK_UPKEEP;
 	call->eval = request.eval = SAGA_EVAL_NONE;
+	call->solo = request.solo = hook == SAGA_HOOK_UPKEEP;
 	call->local = true;
 	call->executor = -1;
 	request.tag = tag;
@@ -541,12 +541,12 @@ lose_call(SagaCallOut *call)
 		saga_call_done(call);
 		return;
 	}
-	call->run->holds = true;	/* for all that is known */
 	if (call->eval != SAGA_EVAL_NONE)
 	{
 		saga_run_lost(call);
 		return;
 	}
+	call->run->holds = true;	/* for all that is known */
 	outcomes = saga_log_read_outcomes(UINT64CONST(1) << saga_bucket(&call->saga_id),
 									  &call->saga_id, &n);
 	for (int i = 0; i < n; i++)

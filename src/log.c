@@ -345,29 +345,6 @@ write_waiting(const SagaTurn *turn)
 	}
 }
 
-/* What the sagas that end here, or go back, hold. */
-static void
-release_held(const SagaTurn *turn)
-{
-	SagaIsolationEnd *ends = NULL;
-	int			n = 0;
-
-	for (int i = 0; i < turn->nchanges; i++)
-	{
-		const SagaInstanceChange *c = &turn->changes[i];
-
-		if (!c->holds || c->ended_elsewhere || c->ended_at == 0)
-			continue;
-		if (ends == NULL)
-			ends = palloc(sizeof(SagaIsolationEnd) * turn->nchanges);
-		ends[n].saga_id = c->id;
-		ends[n++].keeps = c->state != SAGA_COMPENSATED;
-	}
-	saga_isolation_end(ends, n);
-	for (int i = 0; i < turn->nreplaced; i++)
-		saga_isolation_undone(&turn->replaced[i].saga_id, turn->replaced[i].node);
-}
-
 static void
 run_write(SPIPlanPtr *plan, const char *sql, int nargs, Oid *types,
 		  Datum *values, const char *nulls)
@@ -420,6 +397,29 @@ write_queued(const SagaTurn *turn)
 				  " (saga_id, step, operation, queue, definition, priority, input)"
 				  " VALUES ($1, $2, $3, $4, $5, $6, $7)", 7, types, v, nulls);
 	}
+}
+
+/* What the sagas that end here, or go back, hold. */
+static void
+release_held(const SagaTurn *turn)
+{
+	SagaIsolationEnd *ends = NULL;
+	int			n = 0;
+
+	for (int i = 0; i < turn->nchanges; i++)
+	{
+		const SagaInstanceChange *c = &turn->changes[i];
+
+		if (!c->holds || c->ended_elsewhere || c->ended_at == 0)
+			continue;
+		if (ends == NULL)
+			ends = palloc(sizeof(SagaIsolationEnd) * turn->nchanges);
+		ends[n].saga_id = c->id;
+		ends[n++].keeps = c->state != SAGA_COMPENSATED;
+	}
+	saga_isolation_end(ends, n);
+	for (int i = 0; i < turn->nreplaced; i++)
+		saga_isolation_undone(&turn->replaced[i].saga_id, turn->replaced[i].node);
 }
 
 void

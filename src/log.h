@@ -112,12 +112,12 @@ typedef struct SagaTurn
 	int			nwakeups,
 				maxwakeups;
 	SagaWakeup *wakeups;
-	int			nreplaced,
-				maxreplaced;
-	SagaOutcomeKey *replaced;	/* steps that are begun anew */
 	int			nqueued,
 				maxqueued;
 	SagaQueued *queued;
+	int			nreplaced,
+				maxreplaced;
+	SagaOutcomeKey *replaced;	/* steps that are begun anew */
 } SagaTurn;
 
 /* Inside a transaction of the coordinator. */

@@ -566,14 +566,15 @@ saga_turn_drop(const pg_uuid_t *id, const SagaRun *run)
 			t->outcomes[kept++] = t->outcomes[i];
 	t->noutcomes = kept;
 	kept = 0;
-	for (int i = 0; i < t->nreplaced; i++)
-		if (memcmp(&t->replaced[i].saga_id, id, UUID_LEN) != 0)
-			t->replaced[kept++] = t->replaced[i];
-	t->nreplaced = kept;
 	for (int i = 0; i < t->nqueued; i++)
 		if (memcmp(&t->queued[i].saga_id, id, UUID_LEN) != 0)
 			t->queued[kept++] = t->queued[i];
 	t->nqueued = kept;
+	kept = 0;
+	for (int i = 0; i < t->nreplaced; i++)
+		if (memcmp(&t->replaced[i].saga_id, id, UUID_LEN) != 0)
+			t->replaced[kept++] = t->replaced[i];
+	t->nreplaced = kept;
 	saga_sends_drop(id);
 	kept = 0;
 	for (int i = 0; i < ntouched; i++)
