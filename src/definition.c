@@ -281,6 +281,7 @@ compile_compensation(SagaCompile *c, int i)
 												   SAGA_DEFAULT_TIMEOUT)),
 								 retry);
 	call->shape = SAGA_RESULT_FIRST;
+	call->callback = saga_json_bool(json, "callback");
 	c->def->compensation[i] = call;
 	node->compensation_local = call->server == NULL;
 }
@@ -514,6 +515,7 @@ set_expression(SagaCall *call, const SagaCall *expression)
 	if (expression == NULL)
 		return;
 	call->tmpl = expression->tmpl;
+	call->part = expression->part;
 	call->plain = expression->plain;
 }
 
@@ -582,7 +584,8 @@ compile_texts(SagaCompile *c, int i)
 	if (compensation != NULL && compensation->kind != SAGA_CALL_CHILD)
 	{
 		SagaPlace	place = {.c = c,.node = i,.part = "compensation",.undo = true,
-			.remote = compensation->server != NULL};
+			.remote = compensation->server != NULL,
+			.token = compensation->callback};
 
 		text = saga_json_text(c->nodes[i].json, "compensation");
 		place.http = is_http(compensation, text);
