@@ -245,6 +245,14 @@ COMMENT ON CAST (saga.node AS jsonb) IS 'The node as JSON';
 CREATE CAST (jsonb AS saga.node) WITHOUT FUNCTION;
 COMMENT ON CAST (jsonb AS saga.node) IS 'For constructors; saga.define() checks what it is given';
 
+-- Functions that take nodes as VARIADIC have a second form with an array and
+-- more arguments.  Its array is of this type, so that a call with the keyword
+-- VARIADIC means the first.
+CREATE DOMAIN saga.nodes AS saga.node[];
+COMMENT ON DOMAIN saga.nodes IS 'An array of nodes';
+REVOKE ALL ON TYPE saga.nodes FROM PUBLIC;
+GRANT USAGE ON TYPE saga.nodes TO saga_user;
+
 -- Constructors check nothing: saga.define() reports all faults at once.  Their
 -- bodies are parsed here, so no search_path can bend them.
 CREATE FUNCTION saga.step(
@@ -253,6 +261,9 @@ CREATE FUNCTION saga.step(
     compensation text DEFAULT NULL,
     server text DEFAULT NULL,
     after text[] DEFAULT NULL,
+    condition text DEFAULT NULL,
+    for_each text DEFAULT NULL,
+    max_parallel integer DEFAULT NULL,
     pivot boolean DEFAULT false,
     retriable boolean DEFAULT NULL,
     timeout interval DEFAULT NULL,
@@ -260,20 +271,28 @@ CREATE FUNCTION saga.step(
     on_failure text DEFAULT NULL,
     result text DEFAULT NULL,
     returns text DEFAULT NULL,
+    decline_if text DEFAULT NULL,
     expect_rows integer DEFAULT NULL,
+    callback boolean DEFAULT false,
+    callback_timeout interval DEFAULT NULL,
+    delivery text DEFAULT 'at_least_once',
     compensation_server text DEFAULT NULL,
     compensation_timeout interval DEFAULT NULL,
-    compensation_retry jsonb DEFAULT NULL)
+    compensation_retry jsonb DEFAULT NULL,
+    queue text DEFAULT NULL)
 RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
     'kind', 'step', 'name', name, 'action', action, 'compensation', compensation, 'server', server,
-    'after', after, 'pivot', pivot, 'retriable', retriable,
+    'after', after, 'condition', condition, 'for_each', for_each, 'max_parallel', max_parallel,
+    'pivot', pivot, 'retriable', retriable,
     'timeout', pg_catalog.trim_scale(extract(epoch FROM timeout)), 'retry', retry,
-    'on_failure', on_failure, 'result', result, 'returns', returns, 'expect_rows', expect_rows,
-    'compensation_server', compensation_server,
+    'on_failure', on_failure, 'result', result, 'returns', returns, 'decline_if', decline_if,
+    'expect_rows', expect_rows, 'callback', callback,
+    'callback_timeout', pg_catalog.trim_scale(extract(epoch FROM callback_timeout)),
+    'delivery', delivery, 'compensation_server', compensation_server,
     'compensation_timeout', pg_catalog.trim_scale(extract(epoch FROM compensation_timeout)),
-    'compensation_retry', compensation_retry))::saga.node;
-COMMENT ON FUNCTION saga.step(text, text, text, text, text[], boolean, boolean, interval, jsonb, text, text, text, integer, text, interval, jsonb)
+    'compensation_retry', compensation_retry, 'queue', queue))::saga.node;
+COMMENT ON FUNCTION saga.step(text, text, text, text, text[], text, text, integer, boolean, boolean, interval, jsonb, text, text, text, text, integer, boolean, interval, text, text, interval, jsonb, text)
 IS 'A step: an action, and perhaps the compensation that undoes it';
 
 CREATE FUNCTION saga.undo_step(
@@ -281,14 +300,161 @@ CREATE FUNCTION saga.undo_step(
     compensation text,
     server text DEFAULT NULL,
     after text[] DEFAULT NULL,
+    condition text DEFAULT NULL,
     timeout interval DEFAULT NULL,
-    retry jsonb DEFAULT NULL)
+    retry jsonb DEFAULT NULL,
+    on_failure text DEFAULT NULL)
 RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
     'kind', 'undo', 'name', name, 'compensation', compensation, 'server', server, 'after', after,
-    'timeout', pg_catalog.trim_scale(extract(epoch FROM timeout)), 'retry', retry))::saga.node;
-COMMENT ON FUNCTION saga.undo_step(text, text, text, text[], interval, jsonb)
+    'condition', condition, 'timeout', pg_catalog.trim_scale(extract(epoch FROM timeout)), 'retry', retry,
+    'on_failure', on_failure))::saga.node;
+COMMENT ON FUNCTION saga.undo_step(text, text, text, text[], text, interval, jsonb, text)
 IS 'A step that does nothing when it is reached, and whose compensation runs if the saga comes back';
+
+CREATE FUNCTION saga.call_step(
+    name text,
+    definition text,
+    input text DEFAULT NULL,
+    after text[] DEFAULT NULL,
+    condition text DEFAULT NULL,
+    for_each text DEFAULT NULL,
+    max_parallel integer DEFAULT NULL,
+    pivot boolean DEFAULT false,
+    retry jsonb DEFAULT NULL,
+    on_failure text DEFAULT NULL)
+RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+    'kind', 'call', 'name', name, 'definition', definition, 'input', input, 'after', after,
+    'condition', condition, 'for_each', for_each, 'max_parallel', max_parallel, 'pivot', pivot,
+    'retry', retry, 'on_failure', on_failure))::saga.node;
+COMMENT ON FUNCTION saga.call_step(text, text, text, text[], text, text, integer, boolean, jsonb, text)
+IS 'A step that runs a saga of another definition, and undoes it if this one comes back';
+
+CREATE FUNCTION saga.sleep_step(
+    name text,
+    duration text,
+    after text[] DEFAULT NULL,
+    condition text DEFAULT NULL,
+    on_failure text DEFAULT NULL)
+RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+    'kind', 'sleep', 'name', name, 'duration', duration, 'after', after, 'condition', condition,
+    'on_failure', on_failure))::saga.node;
+COMMENT ON FUNCTION saga.sleep_step(text, text, text[], text, text)
+IS 'A step that is done some time after it is reached: an interval, or an expression that gives one';
+
+CREATE FUNCTION saga.sleep_step(
+    name text,
+    duration interval,
+    after text[] DEFAULT NULL,
+    condition text DEFAULT NULL,
+    on_failure text DEFAULT NULL)
+RETURNS saga.node LANGUAGE sql STABLE PARALLEL SAFE
+RETURN saga.sleep_step(name, duration::text, after, condition, on_failure);
+COMMENT ON FUNCTION saga.sleep_step(text, interval, text[], text, text)
+IS 'A step that is done some time after it is reached';
+
+CREATE FUNCTION saga.sleep_until_step(
+    name text,
+    at text,
+    after text[] DEFAULT NULL,
+    condition text DEFAULT NULL,
+    on_failure text DEFAULT NULL)
+RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+    'kind', 'sleep_until', 'name', name, 'at', at, 'after', after, 'condition', condition,
+    'on_failure', on_failure))::saga.node;
+COMMENT ON FUNCTION saga.sleep_until_step(text, text, text[], text, text)
+IS 'A step that is done at a time: a timestamp, or an expression that gives one';
+
+CREATE FUNCTION saga.sleep_until_step(
+    name text,
+    at timestamptz,
+    after text[] DEFAULT NULL,
+    condition text DEFAULT NULL,
+    on_failure text DEFAULT NULL)
+RETURNS saga.node LANGUAGE sql STABLE PARALLEL SAFE
+RETURN saga.sleep_until_step(name, at::text, after, condition, on_failure);
+COMMENT ON FUNCTION saga.sleep_until_step(text, timestamptz, text[], text, text)
+IS 'A step that is done at a fixed time';
+
+CREATE FUNCTION saga.signal_step(
+    name text,
+    signal text,
+    timeout interval DEFAULT NULL,
+    on_timeout text DEFAULT 'fail',
+    after text[] DEFAULT NULL,
+    condition text DEFAULT NULL,
+    on_failure text DEFAULT NULL)
+RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+    'kind', 'signal', 'name', name, 'signal', signal,
+    'timeout', pg_catalog.trim_scale(extract(epoch FROM timeout)), 'on_timeout', on_timeout,
+    'after', after, 'condition', condition, 'on_failure', on_failure))::saga.node;
+COMMENT ON FUNCTION saga.signal_step(text, text, interval, text, text[], text, text)
+IS 'A step that waits for a signal; its result is the payload';
+
+CREATE FUNCTION saga.branch_step(name text, VARIADIC cases saga.node[])
+RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+    'kind', 'branch', 'name', name, 'cases', cases::jsonb[]))::saga.node;
+COMMENT ON FUNCTION saga.branch_step(text, saga.node[])
+IS 'Runs the steps of the first case whose condition is true; cases are saga.when() and saga.otherwise()';
+
+CREATE FUNCTION saga.branch_step(
+    name text,
+    cases saga.nodes,
+    after text[] DEFAULT NULL,
+    condition text DEFAULT NULL,
+    on_failure text DEFAULT NULL)
+RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+    'kind', 'branch', 'name', name, 'cases', cases::jsonb[], 'after', after, 'condition', condition,
+    'on_failure', on_failure))::saga.node;
+COMMENT ON FUNCTION saga.branch_step(text, saga.nodes, text[], text, text)
+IS 'Runs the steps of the first case whose condition is true; on_failure is what they inherit';
+
+CREATE FUNCTION saga.when(condition text, steps saga.node[])
+RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+    'kind', 'when', 'condition', condition, 'steps', steps::jsonb[]))::saga.node;
+COMMENT ON FUNCTION saga.when(text, saga.node[]) IS 'A case of saga.branch_step()';
+
+CREATE FUNCTION saga.otherwise(steps saga.node[])
+RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+    'kind', 'otherwise', 'steps', steps::jsonb[]))::saga.node;
+COMMENT ON FUNCTION saga.otherwise(saga.node[])
+IS 'The last case of saga.branch_step(): taken if no condition was true';
+
+CREATE FUNCTION saga.loop_step(
+    name text,
+    steps saga.node[],
+    "while" text DEFAULT NULL,
+    max integer DEFAULT NULL,
+    after text[] DEFAULT NULL,
+    condition text DEFAULT NULL,
+    on_failure text DEFAULT NULL)
+RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+    'kind', 'loop', 'name', name, 'steps', steps::jsonb[], 'while', "while", 'max', max, 'after', after,
+    'condition', condition, 'on_failure', on_failure))::saga.node;
+COMMENT ON FUNCTION saga.loop_step(text, saga.node[], text, integer, text[], text, text)
+IS 'Runs its steps again and again: while an expression is true, at most max times';
+
+CREATE FUNCTION saga.savepoint_step(
+    name text,
+    max_tries integer DEFAULT 3,
+    after text[] DEFAULT NULL,
+    condition text DEFAULT NULL,
+    on_failure text DEFAULT NULL)
+RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+    'kind', 'savepoint', 'name', name, 'max_tries', max_tries, 'after', after, 'condition', condition,
+    'on_failure', on_failure))::saga.node;
+COMMENT ON FUNCTION saga.savepoint_step(text, integer, text[], text, text)
+IS 'Where steps with on_failure => ''goto:name'' come back to, at most so often that what follows is tried max_tries times';
 
 CREATE FUNCTION saga.parallel(VARIADIC nodes saga.node[])
 RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -296,12 +462,17 @@ RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
     'kind', 'parallel', 'nodes', nodes::jsonb[]))::saga.node;
 COMMENT ON FUNCTION saga.parallel(saga.node[]) IS 'Steps that do not wait for each other';
 
-CREATE FUNCTION saga.parallel(nodes saga.node[], after text[])
+CREATE FUNCTION saga.parallel(
+    nodes saga.nodes,
+    after text[] DEFAULT NULL,
+    condition text DEFAULT NULL,
+    on_failure text DEFAULT NULL)
 RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
-    'kind', 'parallel', 'nodes', nodes::jsonb[], 'after', after))::saga.node;
-COMMENT ON FUNCTION saga.parallel(saga.node[], text[])
-IS 'Steps that do not wait for each other, and for the named ones only';
+    'kind', 'parallel', 'nodes', nodes::jsonb[], 'after', after, 'condition', condition,
+    'on_failure', on_failure))::saga.node;
+COMMENT ON FUNCTION saga.parallel(saga.nodes, text[], text, text)
+IS 'Steps that do not wait for each other; after, condition and on_failure hold for each';
 
 CREATE FUNCTION saga.retry_policy(
     max_attempts integer DEFAULT NULL,
@@ -328,17 +499,20 @@ CREATE FUNCTION saga.define(
     name text,
     steps saga.node[],
     input text DEFAULT NULL,
+    output text DEFAULT NULL,
     deadline interval DEFAULT NULL,
     retention interval DEFAULT NULL,
     key_retention interval DEFAULT NULL,
     max_running integer DEFAULT NULL,
     priority integer DEFAULT NULL,
+    protocol text DEFAULT 'saga',
+    protocols text[] DEFAULT NULL,
     compensation_order text DEFAULT 'reverse',
     on_completed text DEFAULT NULL,
     on_compensated text DEFAULT NULL,
     on_stuck text DEFAULT NULL)
 RETURNS integer LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_define';
-COMMENT ON FUNCTION saga.define(text, saga.node[], text, interval, interval, interval, integer, integer, text, text, text, text)
+COMMENT ON FUNCTION saga.define(text, saga.node[], text, text, interval, interval, interval, integer, integer, text, text[], text, text, text, text)
 IS 'Make a version of a definition and return its number; the number of the newest if nothing has changed';
 
 CREATE FUNCTION saga.drop_definition(name text, version integer DEFAULT NULL)
@@ -448,12 +622,24 @@ GRANT SELECT ON saga.definitions TO saga_user, saga_operator, saga_monitor;
 REVOKE ALL ON FUNCTION
     saga.node_in(cstring),
     saga.node_out(saga.node),
-    saga.step(text, text, text, text, text[], boolean, boolean, interval, jsonb, text, text, text, integer, text, interval, jsonb),
-    saga.undo_step(text, text, text, text[], interval, jsonb),
+    saga.step(text, text, text, text, text[], text, text, integer, boolean, boolean, interval, jsonb, text, text, text, text, integer, boolean, interval, text, text, interval, jsonb, text),
+    saga.undo_step(text, text, text, text[], text, interval, jsonb, text),
+    saga.call_step(text, text, text, text[], text, text, integer, boolean, jsonb, text),
+    saga.sleep_step(text, text, text[], text, text),
+    saga.sleep_step(text, interval, text[], text, text),
+    saga.sleep_until_step(text, text, text[], text, text),
+    saga.sleep_until_step(text, timestamptz, text[], text, text),
+    saga.signal_step(text, text, interval, text, text[], text, text),
+    saga.branch_step(text, saga.node[]),
+    saga.branch_step(text, saga.nodes, text[], text, text),
+    saga.when(text, saga.node[]),
+    saga.otherwise(saga.node[]),
+    saga.loop_step(text, saga.node[], text, integer, text[], text, text),
+    saga.savepoint_step(text, integer, text[], text, text),
     saga.parallel(saga.node[]),
-    saga.parallel(saga.node[], text[]),
+    saga.parallel(saga.nodes, text[], text, text),
     saga.retry_policy(integer, interval, double precision, interval, double precision, text[], text[], text[]),
-    saga.define(text, saga.node[], text, interval, interval, interval, integer, integer, text, text, text, text),
+    saga.define(text, saga.node[], text, text, interval, interval, interval, integer, integer, text, text[], text, text, text, text),
     saga.drop_definition(text, integer),
     saga.pause_definition(text),
     saga.resume_definition(text),
@@ -466,12 +652,24 @@ REVOKE ALL ON FUNCTION
 FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION
     saga.node_out(saga.node),
-    saga.step(text, text, text, text, text[], boolean, boolean, interval, jsonb, text, text, text, integer, text, interval, jsonb),
-    saga.undo_step(text, text, text, text[], interval, jsonb),
+    saga.step(text, text, text, text, text[], text, text, integer, boolean, boolean, interval, jsonb, text, text, text, text, integer, boolean, interval, text, text, interval, jsonb, text),
+    saga.undo_step(text, text, text, text[], text, interval, jsonb, text),
+    saga.call_step(text, text, text, text[], text, text, integer, boolean, jsonb, text),
+    saga.sleep_step(text, text, text[], text, text),
+    saga.sleep_step(text, interval, text[], text, text),
+    saga.sleep_until_step(text, text, text[], text, text),
+    saga.sleep_until_step(text, timestamptz, text[], text, text),
+    saga.signal_step(text, text, interval, text, text[], text, text),
+    saga.branch_step(text, saga.node[]),
+    saga.branch_step(text, saga.nodes, text[], text, text),
+    saga.when(text, saga.node[]),
+    saga.otherwise(saga.node[]),
+    saga.loop_step(text, saga.node[], text, integer, text[], text, text),
+    saga.savepoint_step(text, integer, text[], text, text),
     saga.parallel(saga.node[]),
-    saga.parallel(saga.node[], text[]),
+    saga.parallel(saga.nodes, text[], text, text),
     saga.retry_policy(integer, interval, double precision, interval, double precision, text[], text[], text[]),
-    saga.define(text, saga.node[], text, interval, interval, interval, integer, integer, text, text, text, text),
+    saga.define(text, saga.node[], text, text, interval, interval, interval, integer, integer, text, text[], text, text, text, text),
     saga.drop_definition(text, integer),
     saga.grant(text, name, text[]),
     saga.revoke(text, name, text[]),

@@ -573,6 +573,13 @@ call_timer(SagaTimer *timer)
 					   "The call was not sent.", NULL);
 	saga_call_fault(call, &fault);
 	link->call = NULL;
+	if (call->in_doubt && !link->connector->link_is_connection)
+	{
+		/* one request that is slow says nothing of the way there */
+		saga_call_finish(call);
+		saga_endpoint_link_gone(link, NULL);
+		return;
+	}
 	saga_call_finish(call);
 	fault.kind = SAGA_ANSWER_TRANSIENT; /* for those that are not sent */
 	saga_endpoint_link_gone(link, &fault);

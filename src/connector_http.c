@@ -612,18 +612,17 @@ transfer_done(HttpLink *link, CURLcode rc)
 		return;
 	}
 	if (link->begun == 0 || sent == 0)
+	{
 		not_sent_fault(link, rc, &fault);
-	else
-		unknown_fault(link, rc, &fault);
-	saga_call_fault(call, &fault);
-	if (fault.kind == SAGA_ANSWER_UNKNOWN)
-		fault.kind = SAGA_ANSWER_TRANSIENT; /* for those that are not sent */
-
-	/* something is there that answers, if not well */
-	if (link->status > 0)
-		saga_endpoint_works(endpoint);
-	else
 		saga_endpoint_failed(endpoint, &fault);
+	}
+	else
+	{
+		/* the way there is good; it is the request that came to nothing */
+		unknown_fault(link, rc, &fault);
+		saga_endpoint_works(endpoint);
+	}
+	saga_call_fault(call, &fault);
 	call_done(link);
 }
 

@@ -197,20 +197,44 @@ add_statement(Check *check, const char *step, const char *part,
 	s->call = call;
 }
 
+static const char *
+control_part(const SagaDefinition *def, int node)
+{
+	switch (def->graph->nodes[node].kind)
+	{
+		case SAGA_NODE_BRANCH:
+			return "case";
+		case SAGA_NODE_EACH:
+			return "for_each";
+		case SAGA_NODE_LOOP:
+			return "while";
+		default:
+			return "time";
+	}
+}
+
 static void
 collect_statements(Check *check)
 {
 	const SagaDefinition *def = check->def;
 	int			nnodes = def->graph->nnodes;
 
-	check->statements = palloc((2 * nnodes + 3) * sizeof(Statement));
+	check->statements = palloc((5 * nnodes + 4) * sizeof(Statement));
 	for (int i = 0; i < nnodes; i++)
 	{
 		const char *step = def->graph->nodes[i].name;
+		const SagaCall *action = def->action[i];
 
-		add_statement(check, step, "action", def->action[i]);
+		add_statement(check, step, "condition", def->condition[i]);
+		add_statement(check, step, control_part(def, i), def->control[i]);
+		add_statement(check, step,
+					  action && action->kind == SAGA_CALL_CHILD ? "input" : "action",
+					  action);
+		if (action != NULL)
+			add_statement(check, step, "decline_if", action->decline_if);
 		add_statement(check, step, "compensation", def->compensation[i]);
 	}
+	add_statement(check, NULL, "output", def->output);
 	add_statement(check, NULL, "on_completed", def->on_completed);
 	add_statement(check, NULL, "on_compensated", def->on_compensated);
 	add_statement(check, NULL, "on_stuck", def->on_stuck);
@@ -330,15 +354,26 @@ check_servers(Check *check)
 	}
 }
 
+/* Does it run SQL of the owner's in this database? */
+static bool
+is_local(const SagaCall *call)
+{
+	if (call == NULL)
+		return false;
+	if (call->decline_if != NULL && !call->decline_if->plain)
+		return true;
+	return call->server == NULL && call->tmpl != NULL && !call->plain;
+}
+
 bool
 saga_definition_has_local(const SagaDefinition *def)
 {
 	for (int i = 0; i < def->graph->nnodes; i++)
-		if ((def->action[i] && def->action[i]->server == NULL) ||
-			(def->compensation[i] && def->compensation[i]->server == NULL))
+		if (is_local(def->action[i]) || is_local(def->compensation[i]) ||
+			is_local(def->condition[i]) || is_local(def->control[i]))
 			return true;
-	return def->on_completed != NULL || def->on_compensated != NULL ||
-		def->on_stuck != NULL;
+	return is_local(def->output) || is_local(def->on_completed) ||
+		is_local(def->on_compensated) || is_local(def->on_stuck);
 }
 
 void

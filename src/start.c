@@ -337,10 +337,11 @@ saga_start_one(SagaTable *table, const SagaStartOptions *o, Jsonb *input,
 static void
 check_start_at(TimestampTz at)
 {
-	if (TIMESTAMP_NOT_FINITE(at))
+	/* infinity is: not before somebody acts */
+	if (TIMESTAMP_IS_NOBEGIN(at))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("start_at must be a finite time")));
+				 errmsg("start_at must not be -infinity")));
 }
 
 static Interval *

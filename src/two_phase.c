@@ -200,9 +200,9 @@ check_after(SagaCompile *c, int i)
 	const char *server = def->action[i]->server;
 	ListCell   *lc;
 
-	if (server == NULL || saga_json_get(c->json[i], "after") == NULL)
+	if (server == NULL || saga_json_get(c->nodes[i].json, "after") == NULL)
 		return;
-	foreach(lc, c->deps[i])
+	foreach(lc, c->nodes[i].deps)
 	{
 		const SagaCall *other = def->action[lfirst_int(lc)];
 
@@ -436,7 +436,7 @@ set_vote_retry(const Plan *plan, const Branch *branch, SagaNode *node)
 	node->retry = vote_retry;
 	for (int k = 0; k < branch->nsteps; k++)
 	{
-		JsonbContainer *retry = saga_json_container(plan->c->json[branch->steps[k]],
+		JsonbContainer *retry = saga_json_container(plan->c->nodes[branch->steps[k]].json,
 													"retry");
 
 		if (retry == NULL)

@@ -143,7 +143,7 @@ function handle(req, res) {
     const text = Buffer.concat(chunks).toString();
     const call = {
       method: req.method, url, what: rest.join('/'), headers: req.headers, version: req.httpVersion,
-      key: req.headers['idempotency-key'] || '', body: text === '' ? null : JSON.parse(text),
+      key: req.headers['idempotency-key'] || '', text, body: text === '' ? null : JSON.parse(text),
     };
     const times = (seen.get(call.key) || 0) + 1;
     seen.set(call.key, times);
