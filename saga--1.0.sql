@@ -90,7 +90,8 @@ CREATE TABLE saga.log_record (
     message   text,
     result    jsonb,
     actor     text,
-    note      text
+    note      text,
+    value     bigint
 ) PARTITION BY RANGE (saga_id);
 -- The key is each partition's own: a dump can restore one of those that are
 -- not part of the extension.
@@ -99,14 +100,15 @@ COMMENT ON TABLE saga.log_record IS 'The append-only log of every saga, partitio
 COMMENT ON TABLE saga.log_default IS 'Log of sagas whose id fits no dated partition (clock faults, long-lived ones)';
 
 -- Local barrier: a row stands here from the commit of a local action until its
--- log record is durable.
+-- log record is durable; one that was accepted, until it is answered.
 CREATE TABLE saga.local_outcome (
     saga_id   uuid NOT NULL,
-    node      smallint NOT NULL,
+    node      integer NOT NULL,
     operation "char" NOT NULL,
     bucket    smallint NOT NULL,
     attempt   integer NOT NULL,
     result    jsonb,
+    accepted  boolean NOT NULL DEFAULT false,
     PRIMARY KEY (saga_id, node, operation)
 );
 COMMENT ON TABLE saga.local_outcome IS 'Local actions that are committed and not yet logged';
@@ -122,9 +124,59 @@ CREATE TABLE saga.inbox (
     force    boolean NOT NULL DEFAULT false,
     actor    text NOT NULL,
     note     text,
-    at       timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+    at       timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    operation text,
+    kind     text,
+    value    bigint
 );
-COMMENT ON TABLE saga.inbox IS 'Operator commands on their way to the coordinator';
+CREATE INDEX inbox_saga ON saga.inbox (saga_id);
+-- Of the answers to one call, the first one counts.
+CREATE UNIQUE INDEX inbox_answer ON saga.inbox (saga_id, step, operation) WHERE verb IN ('complete', 'fail');
+COMMENT ON TABLE saga.inbox IS 'Commands, signals and answers on their way to the coordinator';
+
+-- Signals for a key with which no saga was started yet.
+CREATE TABLE saga.kept_signal (
+    id        bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    name      text NOT NULL,
+    key       text NOT NULL,
+    signal    text NOT NULL,
+    payload   jsonb,
+    signal_id text,
+    actor     text NOT NULL,
+    at        timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+);
+CREATE INDEX kept_signal_key ON saga.kept_signal (name, key);
+CREATE UNIQUE INDEX kept_signal_id ON saga.kept_signal (name, key, signal_id) WHERE signal_id IS NOT NULL;
+COMMENT ON TABLE saga.kept_signal IS 'Signals that wait for a saga to be started with their key';
+
+-- Steps that are offered to saga.take(); a session removes what it answers.
+CREATE TABLE saga.queued_step (
+    id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    saga_id     uuid NOT NULL,
+    step        text NOT NULL,
+    operation   text NOT NULL,
+    queue       text NOT NULL,
+    definition  text NOT NULL,
+    priority    integer NOT NULL,
+    input       jsonb,
+    enqueued_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    visible_at  timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    taken       integer NOT NULL DEFAULT 0
+) WITH (fillfactor = 70);
+CREATE INDEX queued_step_order ON saga.queued_step (queue, priority DESC, id);
+CREATE INDEX queued_step_saga ON saga.queued_step (saga_id);
+COMMENT ON TABLE saga.queued_step IS 'Steps that wait to be taken from a queue, or were taken and not yet answered';
+
+-- What heartbeats said.
+CREATE TABLE saga.step_progress (
+    saga_id   uuid NOT NULL,
+    step      text NOT NULL,
+    operation text NOT NULL,
+    progress  jsonb,
+    at        timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    PRIMARY KEY (saga_id, step, operation)
+) WITH (fillfactor = 70);
+COMMENT ON TABLE saga.step_progress IS 'The last heartbeat of each step whose call was taken on';
 
 -- Sagas that are out of memory until a time, or until somebody acts (infinity).
 CREATE TABLE saga.wakeup (
@@ -169,7 +221,9 @@ CREATE TABLE saga.identity (
     server_started   timestamptz,
     host             text,
     host_guard       text,
-    held             text
+    held             text,
+    secret           bytea NOT NULL DEFAULT pg_catalog.sha256(
+        pg_catalog.uuid_send(pg_catalog.gen_random_uuid()) OPERATOR(pg_catalog.||) pg_catalog.uuid_send(pg_catalog.gen_random_uuid()))
 );
 COMMENT ON TABLE saga.identity IS 'The identity and epoch under which this database calls participants';
 INSERT INTO saga.identity (coordinator) VALUES (pg_catalog.gen_random_uuid()::text);
@@ -180,6 +234,10 @@ SELECT pg_catalog.pg_extension_config_dump('saga.log_default', '');
 SELECT pg_catalog.pg_extension_config_dump('saga.local_outcome', '');
 SELECT pg_catalog.pg_extension_config_dump('saga.wakeup', '');
 SELECT pg_catalog.pg_extension_config_dump('saga.stuck_saga', '');
+SELECT pg_catalog.pg_extension_config_dump('saga.kept_signal', '');
+SELECT pg_catalog.pg_extension_config_dump('saga.kept_signal_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('saga.queued_step', '');
+SELECT pg_catalog.pg_extension_config_dump('saga.queued_step_id_seq', '');
 -- ---------------------------------------------------------------------------
 -- Definitions: their tables, the constructors of their nodes, and the
 -- functions that make, change and show them.
@@ -805,6 +863,11 @@ $f$;
 COMMENT ON FUNCTION saga_participant.decline(text, jsonb) IS
 'end the calling step of a saga as declined: business says no, nothing is retried';
 
+CREATE OR REPLACE FUNCTION saga_participant.accepted() RETURNS void
+LANGUAGE sql AS $f$SELECT pg_catalog.set_config('saga_participant.accepted', 'yes', true)$f$;
+COMMENT ON FUNCTION saga_participant.accepted() IS
+'in the action of a step with callback => true: its answer comes later, by saga.complete_step()';
+
 -- On connecting: raise the epoch, or be refused as an old coordinator.
 CREATE OR REPLACE FUNCTION saga_participant.attach
 	(p_coordinator text, p_timeline integer, p_counter bigint, p_nonce text,
@@ -914,7 +977,9 @@ BEGIN
 	SELECT * INTO b FROM saga_participant.barrier
 	WHERE coordinator = p_coordinator AND saga = p_saga
 	  AND step = p_step AND op = p_op;
-	IF FOUND AND b.status = 'done' THEN
+	IF FOUND AND b.status = 'accepted' AND NOT p_refused_ok THEN
+		RETURN 'A';
+	ELSIF FOUND AND b.status IN ('done', 'accepted') THEN
 		RETURN 'P' || coalesce(b.result::text, '');
 	ELSIF FOUND AND p_refused_ok THEN
 		RETURN 'R';
@@ -938,7 +1003,8 @@ COMMENT ON FUNCTION saga_participant.recorded(text, integer, bigint, text, uuid,
 -- Claim the key, run the prepared statement, record the result.  p_call is
 -- 'EXECUTE name(%L, ...)': the statement was prepared on the protocol level,
 -- so that this database infers the types of its parameters, and the values
--- are quoted here.  Answers 'D' (done now) or 'P' (was done) and the result.
+-- are quoted here.  Answers 'D' (done now) or 'P' (was done) and the result, or
+-- 'A' (taken on, now or before: the result comes from elsewhere).
 CREATE OR REPLACE FUNCTION saga_participant.run
 	(p_coordinator text, p_timeline integer, p_counter bigint, p_nonce text,
 	 p_saga uuid, p_step text, p_op "char", p_not_after timestamp with time zone,
@@ -1044,10 +1110,20 @@ BEGIN
 	IF p_prepare IS NOT NULL THEN
 		DEALLOCATE saga_call;
 	END IF;
+	IF pg_catalog.current_setting('saga_participant.accepted', true) OPERATOR(pg_catalog.=) 'yes' THEN
+		UPDATE saga_participant.barrier b SET status = 'accepted'
+		WHERE b.coordinator OPERATOR(pg_catalog.=) p_coordinator
+		  AND b.saga OPERATOR(pg_catalog.=) p_saga
+		  AND b.step OPERATOR(pg_catalog.=) p_step AND b.op OPERATOR(pg_catalog.=) p_op;
+		v_result := NULL;
+	END IF;
 
 	-- A COMMIT that waits for a standby must not be given up with a warning
 	-- and a tag that looks like success.
 	IF pg_catalog.set_config('statement_timeout', '0', true) IS NULL THEN
+	END IF;
+	IF pg_catalog.current_setting('saga_participant.accepted', true) OPERATOR(pg_catalog.=) 'yes' THEN
+		RETURN 'A';
 	END IF;
 	RETURN pg_catalog.concat('D', v_result);
 END
@@ -1280,6 +1356,44 @@ CREATE FUNCTION saga.status(id uuid)
 RETURNS saga.outcome LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_status';
 COMMENT ON FUNCTION saga.status(uuid) IS 'What has become of a saga, as committed now';
 
+-- Signals and answers.
+CREATE FUNCTION saga.signal(id uuid, signal text, payload jsonb DEFAULT NULL, signal_id text DEFAULT NULL)
+RETURNS boolean LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_signal';
+COMMENT ON FUNCTION saga.signal(uuid, text, jsonb, text)
+IS 'Send a signal to a saga; false if it has ended';
+
+CREATE FUNCTION saga.signal_key(definition text, key text, signal text, payload jsonb DEFAULT NULL,
+    signal_id text DEFAULT NULL, if_absent text DEFAULT 'error')
+RETURNS boolean LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_signal_key';
+COMMENT ON FUNCTION saga.signal_key(text, text, text, jsonb, text, text)
+IS 'Send a signal to the saga that was, or with if_absent => ''keep'' will be, started with a key';
+
+CREATE FUNCTION saga.complete_step(token text, result jsonb DEFAULT NULL)
+RETURNS boolean LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_complete_step';
+COMMENT ON FUNCTION saga.complete_step(text, jsonb)
+IS 'Answer a step that was taken on: done; false if the call needs no answer any more';
+
+CREATE FUNCTION saga.fail_step(token text, error text DEFAULT NULL, kind text DEFAULT 'declined')
+RETURNS boolean LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_fail_step';
+COMMENT ON FUNCTION saga.fail_step(text, text, text)
+IS 'Answer a step that was taken on: declined, transient or broken; false if the call needs no answer any more';
+
+CREATE FUNCTION saga.heartbeat(token text, progress jsonb DEFAULT NULL)
+RETURNS boolean LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_heartbeat';
+COMMENT ON FUNCTION saga.heartbeat(text, jsonb)
+IS 'A step that was taken on is alive: its time-out begins anew; false if the call needs no answer any more';
+
+CREATE FUNCTION saga.accepted()
+RETURNS void LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_accepted';
+COMMENT ON FUNCTION saga.accepted()
+IS 'In a local action of a step with callback => true: its answer comes later, by saga.complete_step()';
+
+CREATE FUNCTION saga.take(queue text, n integer DEFAULT 1, visibility interval DEFAULT '5 min')
+RETURNS TABLE (token text, saga_id uuid, step text, input jsonb, attempt integer)
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_take';
+COMMENT ON FUNCTION saga.take(text, integer, interval)
+IS 'Take steps from a queue; each comes again after the time given as visibility unless it is answered';
+
 -- The operator's verbs.  Each leaves a command; the coordinator logs it.
 CREATE FUNCTION saga.verb_(id uuid, verb text, step text, result jsonb, force boolean, reason text, strict boolean)
 RETURNS text LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_verb';
@@ -1345,13 +1459,31 @@ RETURNS TABLE (saga_id uuid, problem text) LANGUAGE c VOLATILE AS 'MODULE_PATHNA
 COMMENT ON FUNCTION saga.check_log(uuid)
 IS 'Fold the log of one saga, or of all, and name every row that differs from it';
 
+-- The name of a step without the numbers of its run.
+CREATE FUNCTION saga.plain_step_(step text)
+RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN pg_catalog.regexp_replace(step, '((\[[0-9]+\])+|~[0-9]+)+$', '');
+COMMENT ON FUNCTION saga.plain_step_(text) IS 'Internal: which step of the definition a run is of';
+
 CREATE VIEW saga.instances WITH (security_barrier) AS
 SELECT i.id, d.name, d.version, i.state, i.direction, i.cause, i.key, i.failed_step, i.sqlstate, i.error,
        i.input, i.output, i.correlation, i.labels, i.priority,
        pg_catalog.pg_get_userbyid(i.started_by) AS started_by, i.started_at, i.start_at, i.deadline, i.ended_at,
        i.parent_id, i.parent_step, i.copy_of,
-       i.protocol
+       i.protocol,
+       w.waiting_for, w.waiting_until
 FROM saga.instance i JOIN saga.definition d ON d.id = i.definition_id
+LEFT JOIN LATERAL (
+    SELECT pg_catalog.string_agg(DISTINCT
+               CASE last.kind WHEN 'awaiting' THEN 'signal ' || last.message WHEN 'accepted' THEN 'callback' ELSE 'time' END,
+               ', ') AS waiting_for,
+           pg_catalog.min(last.due) AS waiting_until
+    FROM (SELECT DISTINCT ON (l.step) l.kind, l.message, l.due
+          FROM saga.log_record l
+          WHERE l.saga_id = i.id AND i.state = 'waiting'
+            AND l.step IS NOT NULL AND l.kind NOT IN ('undo', 'breakpoint')
+          ORDER BY l.step, l.seq DESC) last
+    WHERE last.kind IN ('awaiting', 'accepted', 'sleeping')) w ON true
 WHERE i.started_by = (SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolname = current_user)
    OR saga.may(d.name, 'see');
 COMMENT ON VIEW saga.instances IS 'Sagas you started or may see, one row each';
@@ -1368,15 +1500,16 @@ CROSS JOIN LATERAL (SELECT pg_catalog.current_setting('saga.log_payloads', true)
                         OR saga.may(i.name, 'operate') AS readable) p;
 COMMENT ON VIEW saga.log IS 'The append-only history of each saga';
 
--- A step's state is what its last record says.
+-- A step's state is what its last record says.  Steps of bodies stand here by
+-- the names of their runs, at the place of the step they are of.
 CREATE VIEW saga.steps WITH (security_barrier) AS
 WITH last AS (
     SELECT DISTINCT ON (l.saga_id, l.step) l.*
     FROM saga.log_record l
-    WHERE l.step IS NOT NULL AND l.kind <> 'undo' AND l.step NOT LIKE '$%'
+    WHERE l.step IS NOT NULL AND l.kind NOT IN ('undo', 'breakpoint') AND l.step NOT LIKE '$%'
     ORDER BY l.saga_id, l.step, l.seq DESC
 )
-SELECT i.id AS saga_id, n.ordinality AS position, n.step,
+SELECT i.id AS saga_id, n.position, n.step,
        CASE
            WHEN last.kind IS NULL THEN CASE WHEN i.ended_at IS NULL AND i.direction = 'forward' THEN 'waiting' ELSE 'not run' END
            WHEN last.kind = 'done' THEN CASE last.operation WHEN 'undo' THEN 'undone' ELSE 'done' END
@@ -1384,17 +1517,33 @@ SELECT i.id AS saga_id, n.ordinality AS position, n.step,
            WHEN last.kind = 'failed' AND last.due IS NOT NULL THEN CASE last.operation WHEN 'undo' THEN 'retrying undo' ELSE 'retrying' END
            WHEN last.kind = 'failed' THEN 'failed'
            WHEN last.kind = 'retried' THEN CASE last.operation WHEN 'undo' THEN 'undoing' ELSE 'running' END
+           WHEN last.kind = 'chosen' AND last.value = 0 THEN 'not taken'
+           WHEN last.kind IN ('chosen', 'expanded', 'iteration') THEN 'running'
+           WHEN last.kind = 'accepted' AND last.operation = 'undo' THEN 'undo accepted'
            ELSE last.kind
        END AS state,
        (SELECT pg_catalog.max(l.attempt) FROM saga.log_record l
         WHERE l.saga_id = i.id AND l.step = n.step AND l.operation = coalesce(last.operation, 'action')) AS attempts,
-       last.due AS next_attempt_at, last.at AS changed_at, last.outcome, last.sqlstate, last.message AS error,
+       CASE WHEN last.kind = 'failed' THEN last.due END AS next_attempt_at,
+       last.at AS changed_at, last.outcome, last.sqlstate,
+       CASE WHEN last.kind <> 'awaiting' THEN last.message END AS error,
        (SELECT l.result FROM saga.log_record l
         WHERE l.saga_id = i.id AND l.step = n.step AND l.kind IN ('done', 'skipped') AND l.operation <> 'undo'
-        ORDER BY l.seq DESC LIMIT 1) AS result
+        ORDER BY l.seq DESC LIMIT 1) AS result,
+       CASE last.kind WHEN 'awaiting' THEN 'signal ' || last.message WHEN 'accepted' THEN 'callback' WHEN 'sleeping' THEN 'time' END AS waiting_for,
+       CASE WHEN last.kind IN ('awaiting', 'accepted', 'sleeping') THEN last.due END AS waiting_until,
+       CASE WHEN last.kind = 'accepted' THEN (
+           SELECT p.progress FROM saga.step_progress p
+           WHERE p.saga_id = i.id AND p.step = n.step AND p.operation = last.operation) END AS progress
 FROM saga.instances i
 JOIN saga.definition d ON d.name = i.name AND d.version = i.version
-CROSS JOIN LATERAL saga.protocol_steps_(d.body, i.protocol) WITH ORDINALITY AS n(step, ordinality)
+CROSS JOIN LATERAL (
+    SELECT s.position, s.step FROM saga.protocol_steps_(d.body, i.protocol) WITH ORDINALITY AS s(step, position)
+    UNION
+    SELECT s.position, l.step
+    FROM (SELECT DISTINCT r.step FROM saga.log_record r WHERE r.saga_id = i.id AND r.step ~ '[]0-9]$') l
+    JOIN saga.protocol_steps_(d.body, i.protocol) WITH ORDINALITY AS s(step, position) ON s.step = saga.plain_step_(l.step)
+    WHERE l.step <> s.step) n
 LEFT JOIN last ON last.saga_id = i.id AND last.step = n.step;
 COMMENT ON VIEW saga.steps IS 'Every step of each saga and what has become of it';
 
@@ -2066,6 +2215,15 @@ BEGIN
     WHERE i.id = k.saga_id AND d.id = i.definition_id
       AND i.ended_at < now() - (d.body->>'key_retention')::interval;
 
+    -- what nobody came for
+    DELETE FROM saga.kept_signal WHERE at < now() - keep;
+    DELETE FROM saga.queued_step q
+    WHERE NOT EXISTS (SELECT FROM saga.instance i WHERE i.id = q.saga_id AND i.ended_at IS NULL)
+      AND q.enqueued_at < now() - interval '1 hour';
+    DELETE FROM saga.step_progress p
+    WHERE NOT EXISTS (SELECT FROM saga.instance i WHERE i.id = p.saga_id AND i.ended_at IS NULL)
+      AND p.at < now() - interval '1 hour';
+
     FOR part IN
         SELECT c.oid::regclass AS name, to_date(substr(c.relname, 5), 'YYYYMMDD') AS day
         FROM pg_inherits h JOIN pg_class c ON c.oid = h.inhrelid
@@ -2435,6 +2593,10 @@ GRANT EXECUTE ON FUNCTION saga.verb_(uuid, text, text, jsonb, boolean, text, boo
     saga.cancel(uuid, text, boolean), saga.terminate(uuid, text, boolean, boolean), saga.pause(uuid, text, boolean),
     saga.resume(uuid, text, boolean), saga.retry_step(uuid, text, text, boolean),
     saga.skip_step(uuid, text, jsonb, text, boolean, boolean) TO saga_user, saga_operator;
+GRANT EXECUTE ON FUNCTION saga.signal(uuid, text, jsonb, text), saga.signal_key(text, text, text, jsonb, text, text),
+    saga.complete_step(text, jsonb), saga.fail_step(text, text, text), saga.heartbeat(text, jsonb), saga.accepted(),
+    saga.take(text, integer, interval) TO saga_user, saga_operator;
+GRANT EXECUTE ON FUNCTION saga.plain_step_(text) TO saga_user, saga_operator, saga_monitor;
 GRANT EXECUTE ON FUNCTION saga.check_log(uuid) TO saga_operator, saga_monitor;
 GRANT EXECUTE ON FUNCTION saga.create_projection(text, text, text, text[], text[], text, text, interval),
     saga.explain_projection(text), saga.replace_projection(text, text, text[], text[], text, text), saga.rename_projection(text, text),

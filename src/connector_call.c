@@ -667,7 +667,10 @@ saga_call_answer_text(const PGresult *res)
 	return text;
 }
 
-/* 'D...' done, 'P...' was done, 'N' undo of nothing, 'R' refused. */
+/*
+ * 'D...' done, 'P...' was done, 'N' undo of nothing, 'R' refused, 'A' taken on,
+ * now or before.
+ */
 static void
 take_run_result(SagaPqLink *link, SagaConnCall *call, const PGresult *res)
 {
@@ -682,6 +685,8 @@ take_run_result(SagaPqLink *link, SagaConnCall *call, const PGresult *res)
 	{
 		if (text[0] == 'R')
 			call->answer.kind = SAGA_ANSWER_REFUSED;
+		else if (text[0] == 'A')
+			call->answer.kind = SAGA_ANSWER_ACCEPTED;
 		else if (strchr("DPN", text[0]) == NULL || text[0] == '\0')
 			return;
 		call->answer.ran = text[0] == 'D' || text[0] == 'P';

@@ -44,6 +44,9 @@
 #define ADMIT_AT_ONCE		1000
 #define STANDBY_POLL_MS		5
 
+/* With more sagas than this, a poll looks for new ones only. */
+#define SCAN_ALL_BELOW		100000
+
 /* How a participant says that a later incarnation of us has called it. */
 #define STALE_EPOCH			"SGB04"
 
@@ -141,22 +144,23 @@ raise_epoch(SagaEpoch *epoch)
 	}
 }
 
-/* Every live saga of ours that we do not know. */
 static void
-scan_tables(void)
+found_live(const SagaLive *live)
+{
+	if (live->due != 0)
+		saga_sleeps(&live->id, live->due);
+	else
+		saga_arrive(&live->id, 0, live->priority);
+}
+
+/* Sagas of ours that we do not know, or of them those nobody has begun. */
+static void
+scan_tables(bool all)
 {
 	int			n;
-	SagaLive   *live;
 	SagaRingEntry *inbox;
 
-	live = saga_log_read_live(buckets, &n);
-	for (int i = 0; i < n; i++)
-	{
-		if (live[i].due != 0)
-			saga_sleeps(&live[i].id, live[i].due);
-		else
-			saga_arrive(&live[i].id, 0, live[i].priority);
-	}
+	saga_log_read_live(buckets, !all, found_live);
 	inbox = saga_log_list_inbox(buckets, &n);
 	for (int i = 0; i < n; i++)
 		saga_arrive(&inbox[i].saga_id, inbox[i].inbox_id, 0);
@@ -172,7 +176,7 @@ recover(void)
 	if (!saga_worker_begin("recovering sagas"))
 		proc_exit(0);
 	MemoryContextSwitchTo(loop_context);
-	scan_tables();
+	scan_tables(true);
 	outcomes = saga_log_read_outcomes(buckets, NULL, &n);
 	saga_recovered_outcomes(outcomes, n);
 	/* a saga whose end only an executor wrote is not among the live ones */
@@ -298,6 +302,9 @@ take_answer(SagaAnswer *answer)
 		kind != SAGA_ANSWER_DONE && kind != SAGA_ANSWER_REFUSED)
 		kind = saga_classify_sqlstate(answer->sqlstate, answer->part > 0 ?
 									  call->call->parts[answer->part - 1] : call->call);
+	/* nobody was to answer later: being taken on is all there is */
+	if (kind == SAGA_ANSWER_ACCEPTED && !call->call->callback)
+		kind = SAGA_ANSWER_DONE;
 	if (answer->message)
 	{
 		StringInfoData message;
@@ -330,6 +337,8 @@ take_answer(SagaAnswer *answer)
 	call->retry_after = answer->retry_after;
 	if (call->asks_first)
 		saga_asked_first(call, kind, answer->free, payload);
+	else if (kind == SAGA_ANSWER_DONE && call->op == SAGA_OP_ACTION && call->call->decline_if)
+		saga_ask_decline_if(call, payload);
 	else
 		saga_run_answer(call, kind, answer->free, payload);
 }
@@ -355,7 +364,7 @@ take_ring(void)
 	if (overflow)
 	{
 		saga_worker_look_again();
-		scan_tables();
+		scan_tables(saga_runs_known() < SCAN_ALL_BELOW);
 	}
 }
 
@@ -364,7 +373,8 @@ turn_is_empty(void)
 {
 	return saga_turn.nentries == 0 && saga_turn.nchanges == 0 &&
 		saga_turn.noutcomes == 0 && saga_turn.ninbox == 0 &&
-		saga_turn.nstuck == 0 && saga_turn.nwakeups == 0;
+		saga_turn.nstuck == 0 && saga_turn.nwakeups == 0 &&
+		saga_turn.nqueued == 0;
 }
 
 static bool
@@ -372,7 +382,7 @@ must_write(TimestampTz now)
 {
 	if (now < write_again)
 		return false;
-	return saga_turn_flush || saga_turn.nentries >= LAZY_WRITE_RECORDS ||
+	return saga_turn_flush || saga_turn_commit || saga_turn.nentries >= LAZY_WRITE_RECORDS ||
 		(saga_turn_since != 0 && now >= saga_turn_since + LAZY_WRITE_AFTER);
 }
 
@@ -440,7 +450,7 @@ turn(bool poll_tables)
 	MemoryContextSwitchTo(loop_context);
 
 	if (poll_tables)
-		scan_tables();
+		scan_tables(saga_runs_known() < SCAN_ALL_BELOW);
 	if (me->number == 0)
 		saga_orphans_look(poll_tables);
 	if (saga_now() >= next_upkeep)
@@ -470,8 +480,8 @@ turn(bool poll_tables)
 	}
 	MemoryContextReset(answers_context);
 	saga_dispatch_pump();
+	saga_runs_admit(buckets, ADMIT_AT_ONCE);	/* signals before their time-outs */
 	saga_runs_timers(saga_now());
-	saga_runs_admit(buckets, ADMIT_AT_ONCE);
 	if (saga_found_foreign)
 		hold_and_leave(SAGA_HELD_RESTORED);
 	saga_sends_release(durable_lsn());
@@ -572,7 +582,7 @@ sleep_for(TimestampTz next_poll)
 		due = Min(due, saga_schedules_due());
 
 	if (!turn_is_empty())
-		due = Min(due, saga_turn_flush ? Max(now, write_again) :
+		due = Min(due, saga_turn_flush || saga_turn_commit ? Max(now, write_again) :
 				  Max(saga_turn_since + LAZY_WRITE_AFTER, write_again));
 	if (saga_sends_wait_for_standby(durable_lsn()))
 		due = Min(due, now + STANDBY_POLL_MS * 1000);

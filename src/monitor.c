@@ -118,16 +118,6 @@ arena_alloc(SagaArena *arena, size_t size)
 	return palloc0(size);
 }
 
-static int
-node_of_step(void *arg, const char *step)
-{
-	if (strcmp(step, "$end") == 0)
-		return SAGA_NODE_END;
-	if (strcmp(step, "$on_stuck") == 0)
-		return SAGA_NODE_ON_STUCK;
-	return saga_definition_node(arg, step);
-}
-
 /* What is wrong with one saga's log against its row, or NULL. */
 static char *
 check_one(const pg_uuid_t *id, int64 definition_id, const char *state,
@@ -145,7 +135,7 @@ check_one(const pg_uuid_t *id, int64 definition_id, const char *state,
 	if (two_phase)
 		def = def->two_phase;
 	fold = saga_machine_create(def->graph, SAGA_NEVER, &arena);
-	entries = saga_log_read(id, node_of_step, def);
+	entries = saga_log_read(id);
 	foreach(cell, entries)
 	{
 		SagaLogEntry *entry = lfirst(cell);
@@ -153,7 +143,7 @@ check_one(const pg_uuid_t *id, int64 definition_id, const char *state,
 		if (entry->record.seq != foreach_current_index(cell) + 1)
 			return psprintf("record %d stands where %d is expected",
 							entry->record.seq, foreach_current_index(cell) + 1);
-		if (!saga_machine_apply(fold, &entry->record))
+		if (!saga_log_apply(fold, entry))
 			return psprintf("record %d cannot follow the ones before it", entry->record.seq);
 	}
 	fold_cause = fold->cause == SAGA_CAUSE_NONE ? NULL : saga_cause_name(fold->cause);

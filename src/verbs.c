@@ -30,6 +30,7 @@
 #include "rows.h"
 #include "saga.h"
 #include "spi_util.h"
+#include "verbs.h"
 
 PG_FUNCTION_INFO_V1(saga_wait);
 PG_FUNCTION_INFO_V1(saga_wait_any);
@@ -143,6 +144,33 @@ check_right(const pg_uuid_t *id, const Look *look, const char *privilege)
 				 errdetail("It is an instance of saga \"%s\", for which you lack the privilege \"%s\".",
 						   name, privilege)));
 	return name;
+}
+
+bool
+saga_look_quietly(const pg_uuid_t *id, SagaLooked *saga)
+{
+	Look		look;
+
+	memset(saga, 0, sizeof(*saga));
+	look_at(id, &look);
+	if (look.found)
+	{
+		saga->definition_id = DatumGetInt64(look.values[DEFINITION]);
+		saga->name = definition_name(saga->definition_id);
+		saga->ended = look.ended;
+	}
+	return look.found;
+}
+
+void
+saga_look(const pg_uuid_t *id, const char *privilege, SagaLooked *saga)
+{
+	Look		look;
+
+	look_at(id, &look);
+	saga->name = check_right(id, &look, privilege);
+	saga->definition_id = DatumGetInt64(look.values[DEFINITION]);
+	saga->ended = look.ended;
 }
 
 static Datum
@@ -352,8 +380,8 @@ saga_wait_any(PG_FUNCTION_ARGS)
 
 /* ---------------------------------------------------------------- verbs */
 
-static char *
-actor(void)
+char *
+saga_actor(void)
 {
 	char	   *role = GetUserNameFromId(GetSessionUserId(), false);
 
@@ -446,7 +474,7 @@ saga_verb(PG_FUNCTION_ARGS)
 	nulls[4] = PG_ARGISNULL(3) ? 'n' : ' ';
 	values[4] = PG_GETARG_DATUM(3);
 	values[5] = BoolGetDatum(!PG_ARGISNULL(4) && PG_GETARG_BOOL(4));
-	values[6] = CStringGetTextDatum(actor());
+	values[6] = CStringGetTextDatum(saga_actor());
 	nulls[7] = PG_ARGISNULL(5) ? 'n' : ' ';
 	values[7] = PG_GETARG_DATUM(5);
 	saga_spi_own("INSERT INTO saga.inbox (saga_id, bucket, verb, step, result, force, actor, note)"
