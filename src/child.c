@@ -288,7 +288,8 @@ saga_child_ended(SagaRun *run, const char *step)
 	event.op = undo ? SAGA_OP_UNDO : SAGA_OP_ACTION;
 	event.node = number;
 	event.answer = answer_of(&child, undo, payload);
-	saga_run_feed(run, &event, payload);
+	if (saga_run_feed(run, &event, payload))
+		saga_forget_outcome(run, number, event.op);
 }
 
 void
@@ -368,18 +369,18 @@ saga_undo_child(SagaRun *run)
 	SagaEvent	event;
 	SagaPayload *payload = new_payload();
 
-	if (state->state == SAGA_COMPENSATED || state->state == SAGA_TERMINATED)
-	{
-		saga_child_tell(run);	/* it may have missed that */
-		return;
-	}
 	payload->actor = "saga";
 	payload->note = "its parent is undone";
 	memset(&event, 0, sizeof(event));
 	event.kind = SAGA_EVENT_VERB;
-	event.verb = state->state == SAGA_COMPLETED ? SAGA_VERB_UNDO_COMPLETED : SAGA_VERB_CANCEL;
+	event.verb = SAGA_STATE_ENDED(state->state) ? SAGA_VERB_UNDO_COMPLETED : SAGA_VERB_CANCEL;
 	event.node = SAGA_NO_NODE;
-	/* past its pivot it goes on: the parent asks again when it has completed */
+
+	/*
+	 * Past its pivot it goes on, and the parent asks again when it has
+	 * completed.  One that has been undone or terminated tells its parent so
+	 * once more, as every one does that is at its end in a turn.
+	 */
 	saga_run_feed(run, &event, payload);
 }
 

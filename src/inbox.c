@@ -13,6 +13,7 @@
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
 
+#include "child.h"
 #include "compat.h"
 #include "coordinator.h"
 
@@ -256,8 +257,8 @@ saga_inbox_late_signals(SagaRun *run, int *n)
 /* -------------------------------------------------------------- answers */
 
 /* The local barrier of a call that was taken on: no longer needed. */
-static void
-forget_outcome(SagaRun *run, int step, SagaOp op)
+void
+saga_forget_outcome(SagaRun *run, int step, SagaOp op)
 {
 	const SagaNode *node = &run->def->graph->nodes[saga_node_of(run, step)];
 	SagaOutcomeKey *key;
@@ -299,7 +300,33 @@ take_answer(Known *known, const SagaInboxRow *row, bool alive)
 				sizeof(payload->sqlstate));
 	}
 	if (saga_run_feed(run, &event, payload) && !alive)
-		forget_outcome(run, event.node, event.op);
+		saga_forget_outcome(run, event.node, event.op);
+}
+
+/* ---------------------------------------------------------- sub-sagas */
+
+/* A child has ended: its parent looks what has become of it. */
+static void
+take_child_ended(Known *known, const SagaInboxRow *row)
+{
+	SagaRun    *run = known->run ? known->run :
+		saga_take_in(known, SAGA_ADMIT_LETTER, NULL);
+
+	consumed(row->id, true);
+	if (run && row->step)
+		saga_child_ended(run, row->step);
+}
+
+/* A parent wants this saga undone, also when it has ended. */
+static void
+take_undo_child(Known *known, const SagaInboxRow *row)
+{
+	SagaRun    *run = known->run ? known->run :
+		saga_take_in(known, SAGA_ADMIT_ENDED, NULL);
+
+	consumed(row->id, true);
+	if (run)
+		saga_undo_child(run);
 }
 
 /* ------------------------------------------------------------ one row */
@@ -320,6 +347,10 @@ saga_inbox_take(int64 inbox_id)
 		take_answer(known, &row, false);
 	else if (strcmp(row.verb, "heartbeat") == 0)
 		take_answer(known, &row, true);
+	else if (strcmp(row.verb, SAGA_CHILD_ENDED) == 0)
+		take_child_ended(known, &row);
+	else if (strcmp(row.verb, SAGA_UNDO_CHILD) == 0)
+		take_undo_child(known, &row);
 	else
 		take_verb(known, &row);
 }
