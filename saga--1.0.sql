@@ -615,7 +615,7 @@ CREATE FUNCTION saga.render(
     version integer DEFAULT NULL)
 RETURNS jsonb LANGUAGE c STABLE AS 'MODULE_PATHNAME', 'saga_render';
 COMMENT ON FUNCTION saga.render(text, text, jsonb, jsonb, text, integer)
-IS 'What would be sent: server, SQL, values and their types; results holds those of other steps by name';
+IS 'What would be sent: server, SQL, values and their types; results holds those of other steps by name, and item, item_index, iteration';
 
 CREATE FUNCTION saga.definition_steps_(body jsonb)
 RETURNS SETOF text LANGUAGE sql IMMUTABLE PARALLEL SAFE

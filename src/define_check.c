@@ -276,6 +276,13 @@ ask_participant(Check *check, const SagaServer *server, Statement **asked, int n
 		requests[i].types = types;
 	}
 	unreachable = saga_participant_parse(server, requests, n);
+	if (unreachable == NULL &&
+		(check->def->protocols & (1 << SAGA_PROTOCOL_TWO_PHASE)) != 0 &&
+		!saga_participant_prepares(server))
+		saga_fault(check->faults, NULL,
+				   "Set max_prepared_transactions there to more than the sagas that run at a time, and restart it; or allow protocol 'saga' only.",
+				   "server \"%s\" cannot take part in two-phase commit: its max_prepared_transactions is 0",
+				   server->name);
 	if (unreachable != NULL)
 		ereport(WARNING,
 				(errcode(ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION),

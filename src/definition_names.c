@@ -284,6 +284,7 @@ static char *
 resolve_system(SagaPlace *place, int id, int nparts, char **parts,
 			   SagaParam *param)
 {
+	const SagaType *item;
 	char	   *problem;
 
 	param->scope = SAGA_PARAM_SYSTEM;
@@ -297,8 +298,9 @@ resolve_system(SagaPlace *place, int id, int nparts, char **parts,
 		param->path = parts + 1;
 		if (param->index == SAGA_SYS_RESULT)
 			return resolve_result(place, param);
-		set_type(place, param, saga_type_at(place->c->nodes[place->node].item_type,
-											param->npath, param->path));
+		item = place->c->nodes[place->node].item_type;
+		set_type(place, param, item == NULL ? NULL
+				 : saga_type_at(item, param->npath, param->path));
 		return NULL;
 	}
 	if (nparts > 1)

@@ -475,6 +475,38 @@ saga_participant_parse(const SagaServer *server, SagaParseRequest *requests,
 	return work.unreachable;
 }
 
+/* ---- two-phase commit, for define ---- */
+
+typedef struct PrepareWork
+{
+	const SagaServer *server;
+	char	   *value;			/* of max_prepared_transactions; NULL: unknown */
+} PrepareWork;
+
+static void
+ask_prepared(PGconn **conn, void *arg)
+{
+	PrepareWork *work = arg;
+	SagaFault	fault;
+	char		sqlstate[6];
+	char	   *message;
+
+	if (connect_to(work->server,
+				   Min(work->server->connect_timeout_ms, DEFINE_TIMEOUT),
+				   conn, &fault))
+		work->value = one_value(*conn, "SELECT pg_catalog.current_setting('max_prepared_transactions')",
+								sqlstate, &message);
+}
+
+bool
+saga_participant_prepares(const SagaServer *server)
+{
+	PrepareWork work = {server, NULL};
+
+	with_connection(ask_prepared, &work);
+	return work.value == NULL || strcmp(work.value, "0") != 0;
+}
+
 /* ---- check ---- */
 
 static void

@@ -34,6 +34,9 @@ typedef struct SagaParseRequest
 extern char *saga_participant_parse(const SagaServer *server,
 									SagaParseRequest *requests, int n);
 
+/* False: it is known to allow no prepared transactions. */
+extern bool saga_participant_prepares(const SagaServer *server);
+
 /* ---- participant_http.c ---- */
 
 /* What came of a harmless request to an HTTP service; texts may be NULL. */

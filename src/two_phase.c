@@ -40,9 +40,9 @@
 
 /* Votes are retried a little only: others that have voted hold their locks. */
 static const SagaRetry vote_retry = {
-	.max_attempts = 3,
-	.initial_interval = SAGA_SECOND / 5,
-	.max_interval = 2 * SAGA_SECOND,
+	.max_attempts = 5,
+	.initial_interval = SAGA_SECOND / 2,
+	.max_interval = 5 * SAGA_SECOND,
 	.backoff = 2,
 	.jitter = 0.2
 };
@@ -182,7 +182,7 @@ check_names(SagaCompile *c, const char *step, bool remote, const char *part,
 		if (action->server != NULL)
 			saga_fault(c->faults, step,
 					   "Let each step compute what it needs from the input, or allow protocol 'saga' only.",
-					   "%s: %s: under two-phase commit the result of step \"%s\" is not known to others: servers are asked at the same time, and after a crash only that they have voted is known",
+					   "%s: %s: under two-phase commit the result of step \"%s\" is not known to others: no step is done before all are, and after a crash only that it has voted is known of a server",
 					   part, param->name, def->graph->nodes[param->index].name);
 		else if (remote)
 			saga_fault(c->faults, step,
@@ -192,7 +192,7 @@ check_names(SagaCompile *c, const char *step, bool remote, const char *part,
 	}
 }
 
-/* An order between servers that was asked for in so many words. */
+/* Waiting for another server, asked for in so many words. */
 static void
 check_after(SagaCompile *c, int i)
 {
@@ -211,7 +211,9 @@ check_after(SagaCompile *c, int i)
 			continue;
 		saga_fault(c->faults, def->graph->nodes[i].name,
 				   "Leave it out of \"after\": either all of the steps happen, or none.",
-				   "under two-phase commit a step cannot come after step \"%s\": servers are asked at the same time, and local steps run in the transaction that decides",
+				   other->server != NULL ?
+				   "under two-phase commit a step cannot wait for step \"%s\" of another server: no step is done before all are" :
+				   "under two-phase commit a step cannot wait for local step \"%s\": that runs in the transaction that decides",
 				   def->graph->nodes[lfirst_int(lc)].name);
 	}
 }
@@ -462,6 +464,17 @@ start_node(const Plan *plan, int i, const char *name, int ndeps)
 	return node;
 }
 
+/*
+ * Servers are asked in the order of their first steps, and at the same time
+ * where those are parallel.  Sagas that lock at several servers then do it in
+ * one order: a cycle of waits over servers would be seen by none of them.
+ */
+static bool
+comes_before(const Plan *plan, const Branch *a, const Branch *b)
+{
+	return (plan->c->before[b->steps[0]][a->steps[0] / 64] >> (a->steps[0] % 64)) & 1;
+}
+
 static void
 make_branch(const Plan *plan, int i)
 {
@@ -469,8 +482,11 @@ make_branch(const Plan *plan, int i)
 	SagaDefinition *def = plan->def;
 	int			commit = decide_node(plan) + 1 + i;
 	const char *key = psprintf("prepare_%s", branch->label);
-	SagaNode   *node = start_node(plan, i, key, 0);
+	SagaNode   *node = start_node(plan, i, key, i);
 
+	for (int j = 0; j < i; j++)
+		if (comes_before(plan, &plan->branches[j], branch))
+			node->deps[node->ndeps++] = j;
 	set_vote_retry(plan, branch, node);
 	node->has_compensation = true;
 	def->action[i] = new_call(branch, SAGA_BRANCH_PREPARE, i, key);

@@ -83,6 +83,7 @@ look_once(const pg_uuid_t *id, Look *look)
 		look->ended = !look->nulls[ENDED_AT];
 		look->values[STATE] = PointerGetDatum(DatumGetTextPCopy(look->values[STATE]));
 		look->values[DIRECTION] = PointerGetDatum(DatumGetTextPCopy(look->values[DIRECTION]));
+		look->values[PROTOCOL] = PointerGetDatum(DatumGetTextPCopy(look->values[PROTOCOL]));
 		for (int i = CAUSE; i <= ERROR_TEXT; i++)
 			if (!look->nulls[i] && (i == CAUSE || i == OUTPUT || i >= FAILED_STEP))
 				look->values[i] = PointerGetDatum(DatumGetTextPCopy(look->values[i]));
