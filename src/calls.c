@@ -463,12 +463,14 @@ saga_start_call(SagaRun *run, const SagaCommand *c)
 		}
 		out->eval = SAGA_EVAL_INPUT;
 	}
-	else if (call && call->kind == SAGA_CALL_CHILD && c->op != SAGA_OP_ACTION)
+	else if (call && call->kind == SAGA_CALL_CHILD)
 	{
 		if (c->op == SAGA_OP_CLAIM)
 			saga_child_claim(run, out, c->target);
-		else
+		else if (c->op == SAGA_OP_UNDO)
 			saga_child_undo(run, out);
+		else
+			start_local(out);	/* by an executor, for what that may run */
 		return;
 	}
 	if (out->eval != SAGA_EVAL_NONE || saga_command_is_local(run, c))

@@ -288,8 +288,29 @@ saga_child_ended(SagaRun *run, const char *step)
 	event.op = undo ? SAGA_OP_UNDO : SAGA_OP_ACTION;
 	event.node = number;
 	event.answer = answer_of(&child, undo, payload);
-	if (saga_run_feed(run, &event, payload))
-		saga_forget_outcome(run, number, event.op);
+	saga_run_feed(run, &event, payload);
+}
+
+/* A child that has completed cannot be undone: that is for an operator. */
+void
+saga_child_undo_refused(SagaRun *run, const char *step, const char *why)
+{
+	int32		number = saga_step_of_name(run, step);
+	SagaPayload *payload = new_payload();
+	SagaEvent	event;
+
+	if (number < 0 || SAGA_STATE_ENDED(run->state->state))
+		return;
+	strlcpy(payload->sqlstate, unpack_sql_state(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			sizeof(payload->sqlstate));
+	payload->message = MemoryContextStrdup(saga_turn_context,
+										   psprintf("the sub-saga cannot be undone: %s", why));
+	memset(&event, 0, sizeof(event));
+	event.kind = SAGA_EVENT_COMPLETED;
+	event.op = SAGA_OP_UNDO;
+	event.node = number;
+	event.answer = SAGA_ANSWER_BROKEN;
+	saga_run_feed(run, &event, payload);
 }
 
 void
@@ -381,7 +402,13 @@ saga_undo_child(SagaRun *run)
 	 * completed.  One that has been undone or terminated tells its parent so
 	 * once more, as every one does that is at its end in a turn.
 	 */
-	saga_run_feed(run, &event, payload);
+	if (!saga_run_feed(run, &event, payload) && state->state == SAGA_COMPLETED &&
+		run->row.has_parent)
+	{
+		tell(run, &run->row.parent_id, SAGA_UNDO_REFUSED, run->row.parent_step,
+			 saga_machine_verb_refusal(state, SAGA_VERB_UNDO_COMPLETED, SAGA_NO_NODE, false));
+		run->told = true;
+	}
 }
 
 /* Children that a terminated saga leaves behind. */

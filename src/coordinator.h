@@ -149,9 +149,6 @@ extern void saga_inbox_reread(const pg_uuid_t *id);
 extern SagaLogEntry *saga_inbox_late_signals(SagaRun *run, int *n);
 extern void saga_commands_written(void);
 
-/* The local barrier of a call that was taken on and is answered now. */
-extern void saga_forget_outcome(SagaRun *run, int step, SagaOp op);
-
 /* Its place among the definition's signals, or -1. */
 extern int	saga_signal_number(const SagaDefinition *def, const char *signal);
 

@@ -669,7 +669,7 @@ run_item(Work *item)
 		}
 		PopActiveSnapshot();
 		disarm_limits();
-		if (r->eval == SAGA_EVAL_NONE)
+		if (r->eval == SAGA_EVAL_NONE && saga_exec_extra(call, r->op, r->eval) == 0)
 		{
 			CommandCounterIncrement();
 			PushActiveSnapshot(GetTransactionSnapshot());

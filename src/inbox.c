@@ -257,8 +257,8 @@ saga_inbox_late_signals(SagaRun *run, int *n)
 /* -------------------------------------------------------------- answers */
 
 /* The local barrier of a call that was taken on: no longer needed. */
-void
-saga_forget_outcome(SagaRun *run, int step, SagaOp op)
+static void
+forget_outcome(SagaRun *run, int step, SagaOp op)
 {
 	const SagaNode *node = &run->def->graph->nodes[saga_node_of(run, step)];
 	SagaOutcomeKey *key;
@@ -300,7 +300,7 @@ take_answer(Known *known, const SagaInboxRow *row, bool alive)
 				sizeof(payload->sqlstate));
 	}
 	if (saga_run_feed(run, &event, payload) && !alive)
-		saga_forget_outcome(run, event.node, event.op);
+		forget_outcome(run, event.node, event.op);
 }
 
 /* ---------------------------------------------------------- sub-sagas */
@@ -313,7 +313,11 @@ take_child_ended(Known *known, const SagaInboxRow *row)
 		saga_take_in(known, SAGA_ADMIT_LETTER, NULL);
 
 	consumed(row->id, true);
-	if (run && row->step)
+	if (run == NULL || row->step == NULL)
+		return;
+	if (strcmp(row->verb, SAGA_UNDO_REFUSED) == 0)
+		saga_child_undo_refused(run, row->step, row->note ? row->note : "");
+	else
 		saga_child_ended(run, row->step);
 }
 
@@ -347,7 +351,8 @@ saga_inbox_take(int64 inbox_id)
 		take_answer(known, &row, false);
 	else if (strcmp(row.verb, "heartbeat") == 0)
 		take_answer(known, &row, true);
-	else if (strcmp(row.verb, SAGA_CHILD_ENDED) == 0)
+	else if (strcmp(row.verb, SAGA_CHILD_ENDED) == 0 ||
+			 strcmp(row.verb, SAGA_UNDO_REFUSED) == 0)
 		take_child_ended(known, &row);
 	else if (strcmp(row.verb, SAGA_UNDO_CHILD) == 0)
 		take_undo_child(known, &row);
