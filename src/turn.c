@@ -589,11 +589,11 @@ saga_turn_drop(const pg_uuid_t *id, const SagaRun *run)
 		if (memcmp(&t->replaced[i].saga_id, id, UUID_LEN) != 0)
 			t->replaced[kept++] = t->replaced[i];
 	t->nreplaced = kept;
+	kept = 0;
 	for (int i = 0; i < t->nqueued; i++)
 		if (memcmp(&t->queued[i].saga_id, id, UUID_LEN) != 0)
 			t->queued[kept++] = t->queued[i];
 	t->nqueued = kept;
-	kept = 0;
 	saga_sends_drop(id);
 	kept = 0;
 	for (int i = 0; i < ntouched; i++)
