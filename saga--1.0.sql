@@ -2024,8 +2024,10 @@ CREATE TABLE saga.escrow_reservation (
     amount  numeric NOT NULL,
     final   boolean NOT NULL DEFAULT false,
     at      timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    decided_by uuid NOT NULL,
     PRIMARY KEY (saga, step, counter, key)
 );
+CREATE INDEX escrow_reservation_decided_by ON saga.escrow_reservation (decided_by);
 CREATE INDEX escrow_reservation_counter ON saga.escrow_reservation (counter, key);
 COMMENT ON TABLE saga.escrow_reservation IS 'Amounts that steps have reserved';
 COMMENT ON COLUMN saga.escrow_reservation.saga IS 'The saga';
@@ -2035,6 +2037,7 @@ COMMENT ON COLUMN saga.escrow_reservation.key IS 'Which of them';
 COMMENT ON COLUMN saga.escrow_reservation.amount IS 'To be added to the value when the saga completes; mostly negative';
 COMMENT ON COLUMN saga.escrow_reservation.final IS 'The saga has completed: the next to lock the counter adds it';
 COMMENT ON COLUMN saga.escrow_reservation.at IS 'When it was reserved';
+COMMENT ON COLUMN saga.escrow_reservation.decided_by IS 'The saga whose end decides about it: saga, or when that has completed its parent';
 
 CREATE TABLE saga.reread_value (
     saga   uuid NOT NULL,

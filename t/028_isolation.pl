@@ -230,6 +230,23 @@ $c->refused('bob', "SELECT saga.set_escrow('stock', 'book', add => 1)", '42501',
 $c->refused('bob', "SELECT saga.create_escrow('stock', 'cd')", '42501', qr/another role/, 'nor add a key to it');
 is($c->as('bob', 'SELECT count(*) FROM saga.escrow_counters'), '0', 'nor see it');
 
+# what a sub-saga has reserved is its parent's to decide about
+for my $ends ('complete', 'cancel')
+{
+    my @gates = (close_gate(), close_gate());
+    my ($parent, $child) = map { $c->start('sell', qq({"n": 1, "g": $_})) } $gate - 1, $gate;
+    $c->until("SELECT count(*) FROM saga.escrow_reservations WHERE counter = 'stock'", '2');
+    $c->sql("UPDATE saga.instance SET parent_id = '$parent' WHERE id = '$child'");
+    my ($value) = split / /, counter('stock');
+    $gates[1]->quit;
+    is($c->ended($child), 'completed|||', 'a sub-saga completes');
+    is(counter('stock'), "$value -2 0", 'and what it has reserved is not final');
+    $c->alice("SELECT saga.cancel('$parent')") if $ends eq 'cancel';
+    $gates[0]->quit;
+    $c->ended($parent);
+    is(counter('stock'), $ends eq 'cancel' ? "$value 0 0" : $value - 2 . ' 0 0', "before its parent ends: $ends");
+}
+
 # many at a time: never below zero, nothing lost
 $c->alice("SELECT saga.create_escrow('hot', value => 60)");
 $c->alice(<<'SQL');
