@@ -1470,8 +1470,7 @@ SELECT i.id, d.name, d.version, i.state, i.direction, i.cause, i.key, i.failed_s
        i.input, i.output, i.correlation, i.labels, i.priority,
        pg_catalog.pg_get_userbyid(i.started_by) AS started_by, i.started_at, i.start_at, i.deadline, i.ended_at,
        i.parent_id, i.parent_step, i.copy_of,
-       i.protocol,
-       w.waiting_for, w.waiting_until
+       i.protocol, w.waiting_for, w.waiting_until
 FROM saga.instance i JOIN saga.definition d ON d.id = i.definition_id
 LEFT JOIN LATERAL (
     SELECT pg_catalog.string_agg(DISTINCT
@@ -1493,7 +1492,7 @@ SELECT l.saga_id, l.seq, l.at, l.kind, l.step, l.operation, l.attempt, l.outcome
        l.due, l.sqlstate,
        CASE WHEN p.readable THEN l.message END AS message,
        CASE WHEN p.readable THEN l.result END AS result,
-       l.actor, l.note
+       l.actor, l.note, l.value
 FROM saga.log_record l
 JOIN saga.instances i ON i.id = l.saga_id
 CROSS JOIN LATERAL (SELECT pg_catalog.current_setting('saga.log_payloads', true) IS DISTINCT FROM 'off'
@@ -1538,12 +1537,20 @@ SELECT i.id AS saga_id, n.position, n.step,
 FROM saga.instances i
 JOIN saga.definition d ON d.name = i.name AND d.version = i.version
 CROSS JOIN LATERAL (
-    SELECT s.position, s.step FROM saga.protocol_steps_(d.body, i.protocol) WITH ORDINALITY AS s(step, position)
-    UNION
-    SELECT s.position, l.step
-    FROM (SELECT DISTINCT r.step FROM saga.log_record r WHERE r.saga_id = i.id AND r.step ~ '[]0-9]$') l
-    JOIN saga.protocol_steps_(d.body, i.protocol) WITH ORDINALITY AS s(step, position) ON s.step = saga.plain_step_(l.step)
-    WHERE l.step <> s.step) n
+    WITH names AS (
+        SELECT s.position, s.step FROM saga.protocol_steps_(d.body, i.protocol) WITH ORDINALITY AS s(step, position)
+    ), runs AS (
+        SELECT names.position, r.step
+        FROM (SELECT DISTINCT l.step FROM saga.log_record l WHERE l.saga_id = i.id AND l.step ~ '[]0-9]$') r
+        JOIN names ON names.step = saga.plain_step_(r.step)
+        WHERE r.step <> names.step
+    )
+    SELECT runs.position, runs.step FROM runs
+    UNION ALL
+    SELECT names.position, names.step FROM names
+    -- a step of a body has no run of its own name
+    WHERE NOT EXISTS (SELECT FROM runs WHERE runs.position = names.position)
+       OR EXISTS (SELECT FROM saga.log_record l WHERE l.saga_id = i.id AND l.step = names.step)) n
 LEFT JOIN last ON last.saga_id = i.id AND last.step = n.step;
 COMMENT ON VIEW saga.steps IS 'Every step of each saga and what has become of it';
 

@@ -305,7 +305,8 @@ compile_step(SagaCompile *c, int i)
 	node->pivot = saga_json_bool(json, "pivot");
 	node->timeout = get_time(json, "callback_timeout", 0);
 	node->at_most_once = delivery != NULL && strcmp(delivery, "at_most_once") == 0;
-	node->action_local = action->server == NULL && action->queue == NULL;
+	/* one that may be taken on has an outcome that comes later */
+	node->action_local = action->server == NULL && !action->callback;
 	compile_compensation(c, i);
 }
 
@@ -330,8 +331,6 @@ compile_child(SagaCompile *c, int i)
 	}
 	node->pivot = saga_json_bool(json, "pivot");
 	node->has_compensation = true;
-	node->action_local = true;
-	node->compensation_local = true;
 }
 
 /* All of a node but its texts and its place in the order. */
@@ -795,7 +794,8 @@ saga_definition_compile(const SagaDefinitionRow *row, SagaFaults *faults)
 	def->on_completed = compile_hook(&c, body, "on_completed");
 	def->on_compensated = compile_hook(&c, body, "on_compensated");
 	def->on_stuck = compile_hook(&c, body, "on_stuck");
-	def->graph->has_on_completed = def->on_completed != NULL;
+	/* an output is evaluated in the ending transaction, like on_completed */
+	def->graph->has_on_completed = def->on_completed != NULL || def->output != NULL;
 	def->graph->has_on_compensated = def->on_compensated != NULL;
 	def->graph->has_on_stuck = def->on_stuck != NULL;
 	saga_two_phase_compile(&c);
