@@ -171,6 +171,16 @@ SELECT saga.define('foreign', steps => ARRAY[saga.step('s', 'SELECT saga.semanti
 SQL
 is($c->run('foreign'), 'compensated|declined|s|42501', 'no lock on a table one has no right on');
 
+# ---- abort ----
+
+$c->alice(<<'SQL');
+SELECT saga.define('aborts', input => 'detail jsonb', steps => ARRAY[saga.step('s', 'SELECT saga.abort(''no'', :detail)')])
+SQL
+$a = $c->start('aborts', '{"detail": {"why": 1}}');
+is($c->ended($a), 'compensated|declined|s|SGB01', 'abort: declined');
+is($c->sql("SELECT message FROM saga.log WHERE saga_id = '$a' AND outcome = 'declined'"), 'no ({"why": 1})', 'with reason and detail');
+is($c->run('aborts', '{"detail": null}'), 'compensated|declined|s|SGB01', 'or without a detail');
+
 # ---- deadlock ----
 
 for my $first (0, 1)
