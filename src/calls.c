@@ -18,6 +18,7 @@
 #include "utils/numeric.h"
 
 #include "callbacks.h"
+#include "child.h"
 #include "compat.h"
 #include "coordinator.h"
 #include "errors.h"
@@ -420,8 +421,8 @@ may_be_conditional(const SagaRun *run, const SagaCommand *c)
 }
 
 /*
- * The call's values and those of what is evaluated after it.  Returns how
- * many.
+ * The call's values, those of what is evaluated after it, and what else an
+ * executor is told.  Returns how many.
  */
 static int
 bind_values(SagaCallOut *out, char ***bound)
@@ -436,12 +437,13 @@ bind_values(SagaCallOut *out, char ***bound)
 	values.result = out->held;
 	if (out->call && out->call->callback)
 		values.callback_token = saga_callback_token(&run->row.id, values.step_name, out->op);
-	*bound = palloc0(sizeof(char *) * Max(n + more, 1));
+	*bound = palloc0(sizeof(char *) * (n + more + 1));
 	if (out->call)
 		saga_call_bind(out->call, &values, *bound);
 	if (after)
 		saga_template_bind(after->tmpl, &values, *bound + n);
-	return n + more;
+	(*bound)[n + more] = unconstify(char *, values.step_name);
+	return n + more + saga_exec_extra(out->call, out->op, out->eval);
 }
 
 static void
@@ -503,6 +505,16 @@ saga_start_call(SagaRun *run, const SagaCommand *c)
 			return;
 		}
 		out->eval = SAGA_EVAL_INPUT;
+	}
+	else if (call && call->kind == SAGA_CALL_CHILD)
+	{
+		if (c->op == SAGA_OP_CLAIM)
+			saga_child_claim(run, out, c->target);
+		else if (c->op == SAGA_OP_UNDO)
+			saga_child_undo(run, out);
+		else
+			start_local(out);	/* by an executor, for what that may run */
+		return;
 	}
 	else if (c->op == SAGA_OP_CLAIM ? saga_command_is_local(run, c) :
 			 c->op == SAGA_OP_UNDO && c->conditional && action_was_local(run, c))

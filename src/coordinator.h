@@ -55,6 +55,7 @@ typedef struct SagaRun
 	struct Gate *gate;			/* counts it, if its definition has a limit */
 	int			calls;			/* out */
 	bool		end_undone;		/* its end was decided and is not written */
+	bool		told;			/* of it: parent and children */
 } SagaRun;
 
 /* Every live saga of ours, in memory or not: there may be a million. */
@@ -107,6 +108,7 @@ typedef enum SagaAdmission
 	SAGA_ADMIT_START,			/* it waits for a definition's limit or pause */
 	SAGA_ADMIT_COMMAND,			/* it does not */
 	SAGA_ADMIT_LETTER,			/* one that has not begun is left alone */
+	SAGA_ADMIT_ENDED,			/* as a command, and also one that has ended */
 } SagaAdmission;
 
 extern SagaRun *saga_take_in(Known *known, SagaAdmission how, bool *pending);

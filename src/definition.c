@@ -312,8 +312,8 @@ compile_step(SagaCompile *c, int i)
 }
 
 /*
- * A saga of another definition: starting it is a local action, and undoing it
- * a local compensation, both of which are answered when it ends.
+ * A saga of another definition.  To the machine that is a call to elsewhere:
+ * it is taken on, and answered when the other saga ends.
  */
 static void
 compile_child(SagaCompile *c, int i)
@@ -332,6 +332,8 @@ compile_child(SagaCompile *c, int i)
 	}
 	node->pivot = saga_json_bool(json, "pivot");
 	node->has_compensation = true;
+	node->action_local = false;
+	node->compensation_local = false;
 }
 
 /* All of a node but its texts and its place in the order. */

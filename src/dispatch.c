@@ -18,6 +18,7 @@
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
 
+#include "child.h"
 #include "compat.h"
 #include "coordinator.h"
 #include "guc.h"
@@ -519,7 +520,10 @@ take_reply(const char *data)
 		payload->result = MemoryContextAlloc(saga_turn_context, reply.result_length);
 		memcpy(payload->result, p, reply.result_length);
 	}
-	if (call->eval != SAGA_EVAL_NONE)
+	if (call->call && call->call->kind == SAGA_CALL_CHILD &&
+		reply.answer == SAGA_ANSWER_ACCEPTED)
+		saga_child_started(call);
+	else if (call->eval != SAGA_EVAL_NONE)
 		saga_evaluated(call, reply.answer, payload);
 	else
 		saga_run_answer(call, reply.answer, reply.free, payload);

@@ -117,6 +117,14 @@ saga_exec_call(SagaDefinition *def, int node, SagaOp op, SagaHook hook, int eval
 	return call && eval == SAGA_EVAL_DECLINE_IF ? call->decline_if : call;
 }
 
+/* Values beyond those of the expressions: the action of a CHILD has its name. */
+static inline int
+saga_exec_extra(const SagaCall *call, SagaOp op, int eval)
+{
+	return call && call->kind == SAGA_CALL_CHILD && op == SAGA_OP_ACTION &&
+		eval == SAGA_EVAL_NONE ? 1 : 0;
+}
+
 /*
  * What is evaluated in the same transaction right after a call, or NULL: its
  * values follow those of the call in the request, with :result still NULL.

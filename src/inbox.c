@@ -13,6 +13,7 @@
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
 
+#include "child.h"
 #include "compat.h"
 #include "coordinator.h"
 #include "signals.h"
@@ -385,6 +386,36 @@ take_answer(Known *known, const SagaInboxRow *row, bool alive)
 		forget_outcome(run, event.node, event.op);
 }
 
+/* ---------------------------------------------------------- sub-sagas */
+
+/* A child has ended: its parent looks what has become of it. */
+static void
+take_child_ended(Known *known, const SagaInboxRow *row)
+{
+	SagaRun    *run = known->run ? known->run :
+		saga_take_in(known, SAGA_ADMIT_LETTER, NULL);
+
+	consumed(row->id, true);
+	if (run == NULL || row->step == NULL)
+		return;
+	if (strcmp(row->verb, SAGA_UNDO_REFUSED) == 0)
+		saga_child_undo_refused(run, row->step, row->note ? row->note : "");
+	else
+		saga_child_ended(run, row->step);
+}
+
+/* A parent wants this saga undone, also when it has ended. */
+static void
+take_undo_child(Known *known, const SagaInboxRow *row)
+{
+	SagaRun    *run = known->run ? known->run :
+		saga_take_in(known, SAGA_ADMIT_ENDED, NULL);
+
+	consumed(row->id, true);
+	if (run)
+		saga_undo_child(run);
+}
+
 /* ------------------------------------------------------------ one row */
 
 void
@@ -403,6 +434,11 @@ saga_inbox_take(int64 inbox_id)
 		take_answer(known, &row, false);
 	else if (strcmp(row.verb, "heartbeat") == 0)
 		take_answer(known, &row, true);
+	else if (strcmp(row.verb, SAGA_CHILD_ENDED) == 0 ||
+			 strcmp(row.verb, SAGA_UNDO_REFUSED) == 0)
+		take_child_ended(known, &row);
+	else if (strcmp(row.verb, SAGA_UNDO_CHILD) == 0)
+		take_undo_child(known, &row);
 	else
 		take_verb(known, &row);
 }
