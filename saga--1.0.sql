@@ -1435,6 +1435,66 @@ RETURN saga.verb_(id, 'skip_step', step, result, force, reason, strict);
 COMMENT ON FUNCTION saga.skip_step(uuid, text, jsonb, text, boolean, boolean)
 IS 'Count a step (when undoing: its compensation) as done with this result; a call that may have happened is first forbidden at the participant, unless forced';
 
+CREATE FUNCTION saga.command_(id uuid, verb text, step text, result jsonb, value bigint, reason text, strict boolean)
+RETURNS text LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_command';
+COMMENT ON FUNCTION saga.command_(uuid, text, text, jsonb, bigint, text, boolean)
+IS 'Internal: leave a verb with a value in the inbox (use set_deadline, migrate, ...)';
+
+CREATE FUNCTION saga.rerun_from(id uuid, step text, reason text DEFAULT NULL, strict boolean DEFAULT false)
+RETURNS text LANGUAGE sql VOLATILE
+RETURN saga.command_(id, 'rerun_from', step, NULL, NULL, reason, strict);
+COMMENT ON FUNCTION saga.rerun_from(uuid, text, text, boolean)
+IS 'Run a step that is over or stuck, and all that follows it, once more; nothing is undone first';
+
+CREATE FUNCTION saga.set_deadline(id uuid, deadline timestamptz, reason text DEFAULT NULL, strict boolean DEFAULT false)
+RETURNS text LANGUAGE sql VOLATILE
+RETURN saga.command_(id, 'set_deadline', NULL, NULL,
+    CASE WHEN pg_catalog.isfinite(deadline)
+         THEN (extract(epoch FROM deadline - timestamptz '2000-01-01 00:00:00+00') * 1000000)::bigint END,
+    reason, strict);
+COMMENT ON FUNCTION saga.set_deadline(uuid, timestamptz, text, boolean)
+IS 'Give a saga another deadline; NULL or infinity: none';
+
+CREATE FUNCTION saga.breakpoint(id uuid, step text, set boolean DEFAULT true, reason text DEFAULT NULL, strict boolean DEFAULT false)
+RETURNS text LANGUAGE sql VOLATILE
+RETURN saga.command_(id, 'breakpoint', step, NULL, CASE WHEN set THEN 1 ELSE 0 END, reason, strict);
+COMMENT ON FUNCTION saga.breakpoint(uuid, text, boolean, text, boolean)
+IS 'Pause the saga when it reaches a step; set => false takes that back';
+
+CREATE FUNCTION saga.set_step_options(id uuid, step text, timeout interval DEFAULT NULL, retry jsonb DEFAULT NULL,
+    compensation_timeout interval DEFAULT NULL, compensation_retry jsonb DEFAULT NULL,
+    reason text DEFAULT NULL, strict boolean DEFAULT false)
+RETURNS text LANGUAGE sql VOLATILE
+RETURN saga.command_(id, 'set_step_options', step, pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+    'timeout', pg_catalog.trim_scale(extract(epoch FROM timeout)), 'retry', retry,
+    'compensation_timeout', pg_catalog.trim_scale(extract(epoch FROM compensation_timeout)),
+    'compensation_retry', compensation_retry)), NULL, reason, strict);
+COMMENT ON FUNCTION saga.set_step_options(uuid, text, interval, jsonb, interval, jsonb, text, boolean)
+IS 'Give a step of one saga another time-out or another policy of attempts';
+
+CREATE FUNCTION saga.migrate(id uuid, version integer DEFAULT NULL, reason text DEFAULT NULL, strict boolean DEFAULT false)
+RETURNS text LANGUAGE sql VOLATILE
+RETURN saga.command_(id, 'migrate', NULL, NULL, version, reason, strict);
+COMMENT ON FUNCTION saga.migrate(uuid, integer, text, boolean)
+IS 'Let a saga that is paused, stuck or waiting go on with another version of its definition, if its log fits that';
+
+CREATE FUNCTION saga.restart(id uuid, version integer DEFAULT NULL, reason text DEFAULT NULL, strict boolean DEFAULT false)
+RETURNS text LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_restart';
+COMMENT ON FUNCTION saga.restart(uuid, integer, text, boolean)
+IS 'Start another saga with the input and the key of one that has ended';
+
+CREATE FUNCTION saga.fork(id uuid, step text, version integer DEFAULT NULL, reason text DEFAULT NULL, strict boolean DEFAULT false)
+RETURNS text LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_fork';
+COMMENT ON FUNCTION saga.fork(uuid, text, integer, text, boolean)
+IS 'Start another saga that has the results of one that has ended or is paused, up to a step, and goes on from there';
+
+GRANT EXECUTE ON FUNCTION saga.command_(uuid, text, text, jsonb, bigint, text, boolean),
+    saga.rerun_from(uuid, text, text, boolean), saga.set_deadline(uuid, timestamptz, text, boolean),
+    saga.breakpoint(uuid, text, boolean, text, boolean),
+    saga.set_step_options(uuid, text, interval, jsonb, interval, jsonb, text, boolean),
+    saga.migrate(uuid, integer, text, boolean), saga.restart(uuid, integer, text, boolean),
+    saga.fork(uuid, text, integer, text, boolean) TO saga_user, saga_operator;
+
 CREATE FUNCTION saga.take_over(reason text DEFAULT NULL)
 RETURNS text LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_take_over';
 COMMENT ON FUNCTION saga.take_over(text)
