@@ -123,7 +123,8 @@ extern bool saga_arrivals_pending(void);
 extern int	saga_runs_loaded(void);
 extern int64 saga_runs_known(void);
 
-/* In a transaction: take arrivals into memory, at most max. */
+/* In a transaction: take what is in the inbox, then arrivals into memory. */
+extern void saga_runs_command(uint64 buckets, int max);
 extern void saga_runs_admit(uint64 buckets, int max);
 extern void saga_runs_timers(SagaTime now);
 extern SagaTime saga_runs_next_due(void);
@@ -254,6 +255,7 @@ extern SagaCallOut *saga_call_by_tag(uint64 tag);
 extern void saga_calls_forget_run(SagaRun *run);
 extern void saga_dispatch_local(SagaCallOut *call, char **values, int nvalues);
 extern void saga_call_cancel(SagaRun *run, int step, SagaOp op);
+extern bool saga_call_is_out(SagaRun *run, int step, SagaOp op);
 extern bool saga_dispatch_executors_gone(void);	/* none serves another */
 extern void saga_dispatch_attach(void);
 extern void saga_dispatch_pump(void);	/* in a transaction: replies, losses */

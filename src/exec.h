@@ -76,7 +76,7 @@ typedef struct SagaExecReply
 	bool		slow;			/* ran longer than a shared action may */
 	bool		holds;			/* the saga now holds, or waits for, a lock or
 								 * a reservation */
-	bool		free;			/* waits for a lock: eats no attempt */
+	bool		free;			/* waits for somebody: eats no attempt */
 	int32		retry_ms;		/* ... and is not tried again before this */
 	char		sqlstate[6];
 	int32		message_length; /* with '\0'; 0 = none */

@@ -314,7 +314,8 @@ run_statement(Work *item, SagaDefinition *def, SagaCall *call, int part,
 	SagaUserSwitch saved;
 	int			rc;
 
-	check_owner(def);
+	if (!call->plain)
+		check_owner(def);
 	memset(&key, 0, sizeof(key));
 	key.part = part;
 	key.definition_id = def->id;
@@ -574,7 +575,7 @@ static void
 begin_local(Work *item)
 {
 	item->action.saga_id = item->request.saga_id;
-	item->action.step = item->request.node;
+	item->action.step = item->request.step;
 	item->action.op = item->request.op;
 	saga_local_begin(&item->action);
 }
@@ -584,7 +585,7 @@ end_local(Work *item)
 {
 	saga_local_end();
 	if (item->request.op == SAGA_OP_UNDO && item->request.holds)
-		saga_isolation_undone(&item->request.saga_id, item->request.node);
+		saga_isolation_undone(&item->request.saga_id, item->request.step);
 	item->reply.holds = item->action.took;
 }
 
@@ -623,9 +624,7 @@ wait_for_lock(Work *item)
 	MemoryContextSwitchTo(batch_context);
 }
 
-/*
- * An expression only reads, and leaves no row: it may be evaluated again.
- */
+/* An expression only reads, and leaves no row: it may be evaluated again. */
 static void
 run_item(Work *item)
 {

@@ -17,6 +17,7 @@
 #include "child.h"
 #include "compat.h"
 #include "coordinator.h"
+#include "signals.h"
 
 static HTAB *taken;				/* ids of rows taken, until they are deleted */
 
@@ -185,6 +186,71 @@ take_verb(Known *known, const SagaInboxRow *row)
 
 /* -------------------------------------------------------------- signals */
 
+/* Its own name, or the one that stands for all. */
+int
+saga_signal_number(const SagaDefinition *def, const char *signal)
+{
+	int			any = -1;
+
+	for (int i = 0; i < def->graph->nsignals; i++)
+	{
+		if (strcmp(def->graph->signals[i], signal) == 0)
+			return i;
+		if (strcmp(def->graph->signals[i], SAGA_ANY_SIGNAL) == 0)
+			any = i;
+	}
+	return any;
+}
+
+/* Who waits for any signal is told which one came. */
+static Jsonb *
+name_and_payload(const char *signal, const Jsonb *payload)
+{
+	JsonbParseState *state = NULL;
+	JsonbValue	key;
+	JsonbValue	value;
+	Jsonb	   *object;
+	MemoryContext old = MemoryContextSwitchTo(saga_turn_context);
+
+	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	key.type = jbvString;
+	key.val.string.val = "signal";
+	key.val.string.len = 6;
+	pushJsonbValue(&state, WJB_KEY, &key);
+	value.type = jbvString;
+	value.val.string.val = pstrdup(signal);
+	value.val.string.len = (int) strlen(signal);
+	pushJsonbValue(&state, WJB_VALUE, &value);
+	key.val.string.val = "payload";
+	key.val.string.len = 7;
+	pushJsonbValue(&state, WJB_KEY, &key);
+	if (payload == NULL)
+		value.type = jbvNull;
+	else if (!JB_ROOT_IS_SCALAR(payload) ||
+			 !JsonbExtractScalar((JsonbContainer *) &payload->root, &value))
+	{
+		value.type = jbvBinary;
+		value.val.binary.data = (JsonbContainer *) &payload->root;
+		value.val.binary.len = VARSIZE(payload) - VARHDRSZ;
+	}
+	pushJsonbValue(&state, WJB_VALUE, &value);
+	object = JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
+	MemoryContextSwitchTo(old);
+	return object;
+}
+
+/* The signal's number, its payload as it is kept; -1 if nobody waits for it. */
+static int
+signal_of(const SagaRun *run, const SagaInboxRow *row, SagaPayload **payload)
+{
+	int			number = saga_signal_number(run->def, row->step);
+
+	*payload = payload_of(row);
+	if (number >= 0 && strcmp(run->def->graph->signals[number], SAGA_ANY_SIGNAL) == 0)
+		(*payload)->result = name_and_payload(row->step, row->result);
+	return number;
+}
+
 /*
  * A signal for a saga that has not begun stays in the inbox, and is read again
  * when it begins; so does one for a saga whose end is decided and not written:
@@ -197,6 +263,7 @@ take_signal(Known *known, const SagaInboxRow *row)
 	SagaRun    *run = known->run ? known->run :
 		saga_take_in(known, SAGA_ADMIT_LETTER, &pending);
 	SagaEvent	event;
+	SagaPayload *payload;
 
 	if (pending || (run && SAGA_STATE_ENDED(run->state->state)))
 		return;
@@ -205,20 +272,11 @@ take_signal(Known *known, const SagaInboxRow *row)
 		memset(&event, 0, sizeof(event));
 		event.kind = SAGA_EVENT_SIGNAL;
 		event.node = SAGA_NO_NODE;
-		event.value = saga_signal_number(run->def, row->step);
+		event.value = signal_of(run, row, &payload);
 		if (event.value >= 0)
-			saga_run_feed(run, &event, payload_of(row));
+			saga_run_feed(run, &event, payload);
 	}
 	consumed(row->id, true);
-}
-
-int
-saga_signal_number(const SagaDefinition *def, const char *signal)
-{
-	for (int i = 0; i < def->graph->nsignals; i++)
-		if (strcmp(def->graph->signals[i], signal) == 0)
-			return i;
-	return -1;
 }
 
 SagaLogEntry *
@@ -234,12 +292,13 @@ saga_inbox_late_signals(SagaRun *run, int *n)
 	{
 		SagaInboxRow row;
 		SagaLogEntry *entry = &entries[*n];
+		SagaPayload *payload;
 		int			number;
 
 		if (is_taken(rows[i].inbox_id) || !saga_log_read_inbox(rows[i].inbox_id, &row))
 			continue;
 		consumed(row.id, true);
-		number = saga_signal_number(run->def, row.step);
+		number = signal_of(run, &row, &payload);
 		if (number < 0 || (row.note && saga_signal_seen(run, row.note)))
 			continue;
 		entry->saga_id = run->row.id;
@@ -247,7 +306,7 @@ saga_inbox_late_signals(SagaRun *run, int *n)
 		entry->record.kind = SAGA_RECORD_SIGNAL;
 		entry->record.node = SAGA_NO_NODE;
 		entry->record.value = number;
-		entry->payload = *payload_of(&row);
+		entry->payload = *payload;
 		saga_complete_payload(run, &entry->record, &entry->payload);
 		saga_remember_record(run, &entry->record, &entry->payload);
 		(*n)++;
@@ -261,15 +320,37 @@ saga_inbox_late_signals(SagaRun *run, int *n)
 static void
 forget_outcome(SagaRun *run, int step, SagaOp op)
 {
-	const SagaNode *node = &run->def->graph->nodes[saga_node_of(run, step)];
+	int			node = saga_node_of(run, step);
+	const SagaCall *call = op == SAGA_OP_UNDO ? run->def->compensation[node] :
+		run->def->action[node];
 	SagaOutcomeKey *key;
 
-	if (!(op == SAGA_OP_UNDO ? node->compensation_local : node->action_local))
+	if (call == NULL || call->server || call->kind != SAGA_CALL_SQL)
 		return;
 	key = SAGA_APPEND(saga_turn.outcomes, saga_turn.noutcomes, saga_turn.maxoutcomes);
 	key->saga_id = run->row.id;
 	key->node = step;
 	key->op = saga_outcome_op(op);
+}
+
+/* What a later answer says must be of the type that the step returns. */
+static void
+check_returns(SagaRun *run, int step, SagaPayload *payload)
+{
+	const SagaCall *call = run->def->action[saga_node_of(run, step)];
+	char	   *problem = NULL;
+	MemoryContext old;
+
+	if (payload->result == NULL || call == NULL || call->returns_type == NULL)
+		return;
+	old = MemoryContextSwitchTo(saga_turn_context);
+	payload->result = saga_result_from_text(call,
+											JsonbToCString(NULL, &payload->result->root,
+														   VARSIZE(payload->result)),
+											&problem);
+	if (problem)
+		payload->message = psprintf("the result is not usable: %s", problem);
+	MemoryContextSwitchTo(old);
 }
 
 /* complete, fail, heartbeat: of a step whose call was taken on. */
@@ -300,6 +381,8 @@ take_answer(Known *known, const SagaInboxRow *row, bool alive)
 				event.answer == SAGA_ANSWER_TRANSIENT ? "SGB02" : "",
 				sizeof(payload->sqlstate));
 	}
+	else if (!alive && event.op == SAGA_OP_ACTION)
+		check_returns(run, event.node, payload);
 	if (saga_run_feed(run, &event, payload) && !alive)
 		forget_outcome(run, event.node, event.op);
 }

@@ -358,29 +358,6 @@ write_waiting(const SagaTurn *turn)
 	}
 }
 
-/* What the sagas that end here, or go back, hold. */
-static void
-release_held(const SagaTurn *turn)
-{
-	SagaIsolationEnd *ends = NULL;
-	int			n = 0;
-
-	for (int i = 0; i < turn->nchanges; i++)
-	{
-		const SagaInstanceChange *c = &turn->changes[i];
-
-		if (!c->holds || c->ended_elsewhere || c->ended_at == 0)
-			continue;
-		if (ends == NULL)
-			ends = palloc(sizeof(SagaIsolationEnd) * turn->nchanges);
-		ends[n].saga_id = c->id;
-		ends[n++].keeps = c->state != SAGA_COMPENSATED;
-	}
-	saga_isolation_end(ends, n);
-	for (int i = 0; i < turn->nreplaced; i++)
-		saga_isolation_undone(&turn->replaced[i].saga_id, turn->replaced[i].node);
-}
-
 static void
 run_write(SPIPlanPtr *plan, const char *sql, int nargs, Oid *types,
 		  Datum *values, const char *nulls)
@@ -405,6 +382,7 @@ static void
 write_queued(const SagaTurn *turn)
 {
 	static SPIPlanPtr remove = NULL;
+	static SPIPlanPtr forget = NULL;
 	static SPIPlanPtr insert = NULL;
 	Oid			types[7] = {UUIDOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, INT4OID, JSONBOID};
 
@@ -422,6 +400,13 @@ write_queued(const SagaTurn *turn)
 				  "SELECT id FROM saga.queued_step WHERE saga_id = $1"
 				  " AND ($2 IS NULL OR (step = $2 AND operation = $3)) FOR UPDATE SKIP LOCKED))",
 				  3, types, v, nulls);
+		if (q->step == NULL)
+			run_write(&forget, "WITH progress AS (DELETE FROM saga.step_progress p USING ("
+					  "  SELECT saga_id, step, operation FROM saga.step_progress"
+					  "  WHERE saga_id = $1 FOR UPDATE SKIP LOCKED) o"
+					  " WHERE p.saga_id = o.saga_id AND p.step = o.step AND p.operation = o.operation)"
+					  " DELETE FROM saga.local_outcome WHERE saga_id = $1 AND accepted",
+					  1, types, v, NULL);
 		if (q->removed)
 			continue;
 		v[3] = CStringGetTextDatum(q->queue);
@@ -433,6 +418,29 @@ write_queued(const SagaTurn *turn)
 				  " (saga_id, step, operation, queue, definition, priority, input)"
 				  " VALUES ($1, $2, $3, $4, $5, $6, $7)", 7, types, v, nulls);
 	}
+}
+
+/* What the sagas that end here, or go back, hold. */
+static void
+release_held(const SagaTurn *turn)
+{
+	SagaIsolationEnd *ends = NULL;
+	int			n = 0;
+
+	for (int i = 0; i < turn->nchanges; i++)
+	{
+		const SagaInstanceChange *c = &turn->changes[i];
+
+		if (!c->holds || c->ended_elsewhere || c->ended_at == 0)
+			continue;
+		if (ends == NULL)
+			ends = palloc(sizeof(SagaIsolationEnd) * turn->nchanges);
+		ends[n].saga_id = c->id;
+		ends[n++].keeps = c->state != SAGA_COMPENSATED;
+	}
+	saga_isolation_end(ends, n);
+	for (int i = 0; i < turn->nreplaced; i++)
+		saga_isolation_undone(&turn->replaced[i].saga_id, turn->replaced[i].node);
 }
 
 /* Whoever owns the addressee hears of it when this commits. */
@@ -807,6 +815,24 @@ saga_log_read_outcomes(uint64 buckets, const pg_uuid_t *only, int *n)
 	}
 	SPI_freetuptable(SPI_tuptable);
 	return outcomes;
+}
+
+bool
+saga_log_read_outcome(const pg_uuid_t *id, int32 step, char op, Jsonb **result)
+{
+	SagaTable  *table = saga_table_open("local_outcome", AccessShareLock);
+	Datum		key[3];
+	Datum		v[SAGA_MAX_COLUMNS];
+	bool		n[SAGA_MAX_COLUMNS];
+	bool		found;
+
+	key[0] = UUIDPGetDatum(id);
+	key[1] = Int32GetDatum(step);
+	key[2] = CharGetDatum(op);
+	found = saga_table_fetch(table, key, v, n);
+	*result = found && !n[5] ? DatumGetJsonbPCopy(v[5]) : NULL;
+	saga_table_close(table);
+	return found;
 }
 
 char *

@@ -82,7 +82,7 @@ typedef struct SagaQueued
 	pg_uuid_t	saga_id;
 	const char *step;
 	SagaOp		op;
-	bool		removed;
+	bool		removed;		/* with step NULL: all that waits for answers */
 	const char *queue;
 	const char *definition;
 	int32		priority;
@@ -126,12 +126,12 @@ typedef struct SagaTurn
 	int			nwakeups,
 				maxwakeups;
 	SagaWakeup *wakeups;
-	int			nreplaced,
-				maxreplaced;
-	SagaOutcomeKey *replaced;	/* steps that are begun anew */
 	int			nqueued,
 				maxqueued;
 	SagaQueued *queued;
+	int			nreplaced,
+				maxreplaced;
+	SagaOutcomeKey *replaced;	/* steps that are begun anew */
 	int			nmessages,
 				maxmessages;
 	SagaMessage *messages;
@@ -207,6 +207,10 @@ typedef struct SagaOutcome
 /* Committed local actions that are not in the log yet. */
 extern SagaOutcome *saga_log_read_outcomes(uint64 buckets, const pg_uuid_t *only,
 										   int *n);
+
+/* One of them, or of one whose answer comes later; false if it is not there. */
+extern bool saga_log_read_outcome(const pg_uuid_t *id, int32 step, char op,
+								  Jsonb **result);
 
 /*
  * Sagas begun before this time that are live or have not ended before it

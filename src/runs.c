@@ -602,23 +602,27 @@ is_ours(uint64 buckets, const pg_uuid_t *id)
 }
 
 void
+saga_runs_command(uint64 buckets, int max)
+{
+	while (max-- > 0 && commands.head < commands.tail)
+	{
+		SagaRingEntry entry = commands.entries[commands.head++ % commands.size];
+
+		saga_current = entry.saga_id;
+		saga_current_set = true;
+		if (is_ours(buckets, &entry.saga_id))
+			saga_inbox_take(entry.inbox_id);
+	}
+	saga_current_set = false;
+}
+
+void
 saga_runs_admit(uint64 buckets, int max)
 {
-	while (max-- > 0 && saga_arrivals_pending())
+	while (max-- > 0 && arrivals.n > 0 && loaded < saga_max_running)
 	{
-		SagaRingEntry entry;
-		Known	   *known;
+		Known	   *known = arrivals.members[0];
 
-		if (commands.head < commands.tail)
-		{
-			entry = commands.entries[commands.head++ % commands.size];
-			saga_current = entry.saga_id;
-			saga_current_set = true;
-			if (is_ours(buckets, &entry.saga_id))
-				saga_inbox_take(entry.inbox_id);
-			continue;
-		}
-		known = arrivals.members[0];
 		dequeue(known);
 		saga_current = known->id;
 		saga_current_set = true;

@@ -279,12 +279,12 @@ absorb_commands(SagaRun *run)
 	pfree(copies);
 }
 
-/* Of an ended saga, no step is for saga.take(). */
+/* Of an ended saga no step waits for an answer, nor is one for saga.take(). */
 static void
 take_offers_back(SagaRun *run)
 {
 	for (int i = 0; i < run->def->graph->nnodes; i++)
-		if (run->def->action[i] && run->def->action[i]->kind == SAGA_CALL_QUEUE)
+		if (run->def->action[i] && run->def->action[i]->callback)
 		{
 			SagaQueued *q = SAGA_APPEND(saga_turn.queued, saga_turn.nqueued,
 										saga_turn.maxqueued);
@@ -641,6 +641,7 @@ saga_turn_drop(const pg_uuid_t *id, const SagaRun *run)
 		if (memcmp(&t->replaced[i].saga_id, id, UUID_LEN) != 0)
 			t->replaced[kept++] = t->replaced[i];
 	t->nreplaced = kept;
+	kept = 0;
 	for (int i = 0; i < t->nqueued; i++)
 		if (memcmp(&t->queued[i].saga_id, id, UUID_LEN) != 0)
 			t->queued[kept++] = t->queued[i];
