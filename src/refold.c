@@ -147,15 +147,40 @@ mark_followers(const SagaGraph *graph, int node, bool *follows)
 		mark_followers(graph, graph->nodes[node].next[i], follows);
 }
 
-/* What a fork has of its own, or that makes none of it. */
+/* Is this failure, without another try, what the step was given up for? */
 static bool
-is_history(const SagaRecord *r)
+is_given_up(List *entries, const SagaLogEntry *failed)
 {
+	bool		after = false;
+	ListCell   *cell;
+
+	foreach(cell, entries)
+	{
+		const SagaLogEntry *entry = lfirst(cell);
+
+		if (after && entry->step && strcmp(entry->step, failed->step) == 0 &&
+			(entry->record.kind == SAGA_RECORD_FAILED ||
+			 entry->record.kind == SAGA_RECORD_CONTINUED))
+			return entry->record.kind == SAGA_RECORD_CONTINUED;
+		after |= entry == failed;
+	}
+	return false;
+}
+
+/* What came of a step, without the tries that came to nothing. */
+static bool
+is_history(List *entries, const SagaLogEntry *entry)
+{
+	const SagaRecord *r = &entry->record;
+
+	if (r->op != SAGA_OP_ACTION)
+		return false;
 	switch (r->kind)
 	{
+		case SAGA_RECORD_FAILED:
+			return is_given_up(entries, entry);
 		case SAGA_RECORD_INTENT:
 		case SAGA_RECORD_DONE:
-		case SAGA_RECORD_FAILED:
 		case SAGA_RECORD_CONTINUED:
 		case SAGA_RECORD_SKIPPED:
 		case SAGA_RECORD_CHOSEN:
@@ -244,11 +269,12 @@ saga_refold_up_to(const SagaDefinition *from, const SagaDefinition *to,
 			continue;
 		if (r->kind == SAGA_RECORD_RESTARTED)
 			*why = "it went back to a save-point, or steps of it were run again";
-		else if (r->op == SAGA_OP_UNDO && (r->kind == SAGA_RECORD_INTENT || is_history(r)))
+		else if (r->op == SAGA_OP_UNDO &&
+				 (r->kind == SAGA_RECORD_INTENT || r->kind == SAGA_RECORD_DONE))
 			*why = psprintf("step \"%s\" has been undone", entry->step);
 		if (*why)
 			return NIL;
-		if (!is_history(r))
+		if (!is_history(entries, entry))
 			continue;
 		kept = lappend(kept, numbered(entry, seq));
 		if (r->kind == SAGA_RECORD_DONE && r->value > 0 && r->value <= list_length(entries) &&

@@ -95,40 +95,12 @@ note_stuck(SagaRun *run, const SagaRecord *r, TimestampTz now)
 	run->stuck_written = true;
 }
 
-/* The change of its row in this turn. */
-SagaInstanceChange *
-saga_run_change(SagaRun *run)
-{
-	SagaInstanceChange *c;
-
-	if (run->change >= 0)
-		return &saga_turn.changes[run->change];
-	run->change = saga_turn.nchanges;
-	c = SAGA_APPEND(saga_turn.changes, saga_turn.nchanges, saga_turn.maxchanges);
-	memset(c, 0, sizeof(*c));
-	c->id = run->row.id;
-	return c;
-}
-
+/* What the row will say after this turn. */
 static void
-note_change(SagaRun *run, TimestampTz now)
+fill_change(SagaRun *run, SagaInstanceChange *c, TimestampTz now)
 {
 	SagaState  *state = run->state;
-	SagaInstanceChange *c;
 
-	if (run->stuck_written && state->state != SAGA_STUCK)
-	{
-		SagaStuckChange *s = SAGA_APPEND(saga_turn.stuck, saga_turn.nstuck, saga_turn.maxstuck);
-
-		memset(s, 0, sizeof(*s));
-		s->saga_id = run->row.id;
-		run->stuck_written = false;
-	}
-	if (run->change < 0 && run->written_state == state->state &&
-		run->written_direction == state->direction &&
-		run->written_cause == state->cause)
-		return;
-	c = saga_run_change(run);
 	c->state = state->state;
 	c->direction = state->direction;
 	c->cause = state->cause;
@@ -160,6 +132,42 @@ note_change(SagaRun *run, TimestampTz now)
 	run->written_state = state->state;
 	run->written_direction = state->direction;
 	run->written_cause = state->cause;
+}
+
+/* The change of its row in this turn. */
+SagaInstanceChange *
+saga_run_change(SagaRun *run)
+{
+	SagaInstanceChange *c;
+
+	if (run->change >= 0)
+		return &saga_turn.changes[run->change];
+	run->change = saga_turn.nchanges;
+	c = SAGA_APPEND(saga_turn.changes, saga_turn.nchanges, saga_turn.maxchanges);
+	memset(c, 0, sizeof(*c));
+	c->id = run->row.id;
+	fill_change(run, c, saga_now());
+	return c;
+}
+
+static void
+note_change(SagaRun *run, TimestampTz now)
+{
+	SagaState  *state = run->state;
+
+	if (run->stuck_written && state->state != SAGA_STUCK)
+	{
+		SagaStuckChange *s = SAGA_APPEND(saga_turn.stuck, saga_turn.nstuck, saga_turn.maxstuck);
+
+		memset(s, 0, sizeof(*s));
+		s->saga_id = run->row.id;
+		run->stuck_written = false;
+	}
+	if (run->change < 0 && run->written_state == state->state &&
+		run->written_direction == state->direction &&
+		run->written_cause == state->cause)
+		return;
+	fill_change(run, saga_run_change(run), now);
 }
 
 /* A replay decides these again in the same way; the others it does not. */
