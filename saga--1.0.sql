@@ -59,6 +59,7 @@ CREATE INDEX instance_live ON saga.instance (bucket) WHERE ended_at IS NULL;
 -- These never change, so an update stays HOT.
 CREATE INDEX instance_labels ON saga.instance USING gin (labels jsonb_path_ops) WHERE labels IS NOT NULL;
 CREATE INDEX instance_parent ON saga.instance (parent_id) WHERE parent_id IS NOT NULL;
+CREATE INDEX instance_copy ON saga.instance (copy_of) WHERE copy_of IS NOT NULL;
 COMMENT ON TABLE saga.instance IS 'One row for each saga; equals the fold of its log';
 
 -- The idempotency keys of start(), over all versions of a definition.
@@ -1625,13 +1626,26 @@ SELECT s.saga_id AS id, i.name, i.version, i.direction, s.step, s.operation, s.r
            WHEN 'hook_fails' THEN 'The ending action of the definition fails. Mend the cause, then retry, or skip it.'
        END AS hint,
        CASE s.reason
-           WHEN 'deadline' THEN ARRAY['resume', 'terminate']
+           WHEN 'deadline' THEN ARRAY['resume', 'set_deadline', 'terminate']
            WHEN 'error' THEN ARRAY['terminate']
-           ELSE CASE WHEN i.direction = 'forward' AND s.reason <> 'hook_fails'
-                     THEN ARRAY['retry_step', 'skip_step', 'cancel', 'terminate']
-                     ELSE ARRAY['retry_step', 'skip_step', 'terminate'] END
+           WHEN 'hook_fails' THEN ARRAY['retry_step', 'skip_step', 'terminate']
+           ELSE CASE
+                    WHEN NOT c.is_over THEN ARRAY['retry_step', 'skip_step']
+                    WHEN i.direction = 'forward' THEN ARRAY['rerun_from', 'skip_step']
+                    ELSE ARRAY['skip_step'] END
+                || CASE WHEN i.direction = 'forward' AND NOT c.past_pivot THEN ARRAY['cancel'] ELSE '{}' END
+                || ARRAY['terminate']
        END AS verbs
-FROM saga.stuck_saga s JOIN saga.instances i ON i.id = s.saga_id;
+FROM saga.stuck_saga s
+JOIN saga.instances i ON i.id = s.saga_id
+JOIN saga.definition d ON d.name = i.name AND d.version = i.version
+CROSS JOIN LATERAL (SELECT
+    -- the sub-saga was terminated, or cannot be undone: asking again is of no use
+    s.sqlstate IS NOT DISTINCT FROM '55000' AND pg_catalog.jsonb_path_exists(d.body, '$.steps.** ? (@.kind == "call" && @.name == $step)',
+        pg_catalog.jsonb_build_object('step', pg_catalog.split_part(pg_catalog.split_part(s.step, '[', 1), '~', 1))) AS is_over,
+    EXISTS (SELECT FROM pg_catalog.jsonb_path_query(d.body, '$.steps.** ? (@.pivot == true).name') AS p(name)
+            JOIN saga.log_record l ON l.saga_id = s.saga_id AND l.step = p.name OPERATOR(pg_catalog.#>>) '{}'
+            WHERE l.kind IN ('intent', 'done')) AS past_pivot) AS c;
 COMMENT ON VIEW saga.stuck IS 'Sagas that wait for an operator: why, and the verbs that help';
 
 CREATE FUNCTION saga.prepared_gid_(saga uuid, label text, branch integer)
@@ -2298,6 +2312,9 @@ BEGIN
     WITH old AS (
         SELECT i.id FROM saga.instance i JOIN saga.definition d ON d.id = i.definition_id
         WHERE i.ended_at < now() - coalesce((d.body->>'retention')::interval, keep)
+          -- a parent may have its children undone, a fork those of its model
+          AND NOT EXISTS (SELECT FROM saga.instance p WHERE p.id = i.parent_id)
+          AND NOT EXISTS (SELECT FROM saga.instance f WHERE f.copy_of = i.id AND f.ended_at IS NULL)
         LIMIT 50000
     ), gone AS (
         DELETE FROM saga.instance i USING old WHERE i.id = old.id
