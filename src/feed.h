@@ -38,7 +38,6 @@ typedef struct SagaFeedTxn
 	List	   *truncated;		/* of Oid: tracked tables it truncated */
 	List	   *incomplete;		/* of Oid: an old image was missing, or the
 								 * tuple had another shape */
-	int			users;			/* for the worker: who still needs it */
 	struct SagaFeedBody *body;	/* private: where the changes are */
 } SagaFeedTxn;
 
@@ -98,6 +97,9 @@ extern SagaFeed *saga_feed_open(void);
  */
 extern void saga_feed_close(SagaFeed *feed);
 
+/* Did an error come out of saga_feed_decode()? */
+extern bool saga_feed_broken(const SagaFeed *feed);
+
 /*
  * Which tables to copy, and which of their columns (attribute numbers from 1);
  * replaces what was said before for that table.  desc is the layout of the
@@ -133,8 +135,9 @@ extern bool saga_feed_settled(SagaFeed *feed);
 extern bool saga_feed_decode(SagaFeed *feed, XLogRecPtr until, int max_ms);
 
 /*
- * A fence: everything committed before it, once decoded up to it, has been
- * seen.  Writes a non-transactional message, flushes it, returns its end.  The
+ * A fence, for who knows of no other position that covers what a snapshot
+ * sees: everything committed before it, once decoded up to it, has been seen.
+ * Writes a non-transactional message, flushes it, returns its end.  The
  * message is there to have a record end to flush and decode to (the insert
  * position may lie behind a page header not yet written); nobody reads it.
  */

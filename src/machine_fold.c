@@ -469,6 +469,9 @@ apply_by_kind(SagaState *state, const SagaRecord *record)
 			return apply_breakpoint(state, record);
 		case SAGA_RECORD_REOPENED:
 			return apply_reopened(state, record);
+		case SAGA_RECORD_MIGRATED:
+		case SAGA_RECORD_OPTIONS:
+			return true;			/* notes */
 		default:
 			return false;
 	}

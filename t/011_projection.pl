@@ -110,7 +110,7 @@ my %query = (
     rolled => [ undef, q{SELECT g, k, count(*) AS c, sum(n) AS n FROM item GROUP BY ROLLUP (g, k)} ],
     left_join => [ 'key recompute', q{SELECT i.id, i.g, f.s, f.v FROM item i LEFT JOIN fact f ON f.item_id = i.id AND f.v > 0} ],
     right_join => [ 'key recompute', q{SELECT i.g, f.id FROM item i RIGHT JOIN fact f ON f.item_id = i.id} ],
-    full_join => [ 'full diff', q{SELECT i.g, f.s, d.m FROM fact f FULL JOIN item i ON i.id = f.item_id LEFT JOIN dup d ON d.k = f.k} ],
+    full_join => [ 'key recompute', q{SELECT i.g, f.s, d.m FROM fact f FULL JOIN item i ON i.id = f.item_id LEFT JOIN dup d ON d.k = f.k} ],
     left_sums => [ undef, q{SELECT i.id, count(f.id) AS c, sum(f.v) AS v FROM item i LEFT JOIN fact f ON f.item_id = i.id GROUP BY i.id} ],
     there => [ 'key recompute', q{SELECT id, g FROM item i WHERE EXISTS (SELECT FROM fact f WHERE f.item_id = i.id AND f.v > 3)} ],
     not_there => [ 'key recompute', q{SELECT id, g FROM item i WHERE NOT EXISTS (SELECT FROM fact f WHERE f.item_id = i.id)} ],
@@ -167,7 +167,11 @@ sub after
     my ($what, $sql) = @_;
     $c->alice("SET search_path = rq;\n$sql");
     # what is altered is compared anew, and stale until then
-    $c->following(@names) if $sql =~ /ALTER|CREATE|DROP/;
+    if ($sql =~ /ALTER|CREATE|DROP/)
+    {
+        $c->alice('UPDATE rq.item SET k = k WHERE id < 20');
+        $c->settled(@names);
+    }
     return $c->same(\@names, "after $what");
 }
 
@@ -197,7 +201,7 @@ after('a new partition with rows', q{CREATE TABLE part_old (LIKE part); INSERT I
 after('changes in it', q{UPDATE part SET k = 9 WHERE id < 0; DELETE FROM part_old WHERE id = -3; INSERT INTO part VALUES (-50, 1, 'b', 1, NULL);});
 after('it detached', 'ALTER TABLE part DETACH PARTITION part_old;');
 after('changes there that concern nobody', 'DELETE FROM part_old; INSERT INTO part VALUES (1, 1, NULL, 3, NULL);');
-after('a partition dropped', 'DROP TABLE part_mid_z; CREATE TABLE part_mid_y PARTITION OF part_mid DEFAULT; ALTER TABLE part_mid_y REPLICA IDENTITY FULL;');
+after('a partition dropped', 'BEGIN; DROP TABLE part_mid_z; CREATE TABLE part_mid_y PARTITION OF part_mid DEFAULT; ALTER TABLE part_mid_y REPLICA IDENTITY FULL; COMMIT;');
 after('a view replaced', 'CREATE OR REPLACE VIEW v_item AS SELECT id, g, k FROM item WHERE b IS NOT TRUE;');
 after('more subtransactions than a backend shows', q{DO $$ BEGIN FOR i IN 1 .. 150 LOOP
     BEGIN INSERT INTO fact (id, k, s, v) VALUES (1000 + i, i % 7, 'a', i); IF i % 3 = 0 THEN RAISE EXCEPTION 'no'; END IF; EXCEPTION WHEN raise_exception THEN NULL; END; END LOOP; END $$;});
@@ -279,7 +283,9 @@ $c->same(\@names, 'with one of them committed, the other rolled back');
     $c->same(\@names, 'after them');
 }
 
-# A transaction much larger than the others (33, 36)
+# A transaction much larger than the others (33, 36).  Among its rows are many
+# of 1 and 1.0, equal and not the same, that sorts of various sizes leave in
+# various orders: those of full_join are to be told apart for all that.
 $c->alice(q{SET search_path = rq; INSERT INTO fact SELECT 100000 + i, i % 90, i % 40, chr(97 + i % 20), i, i / 4.0 FROM generate_series(1, 30000) i});
 $c->same([ grep { !/self_join|three|crossed|chain/ } @names ], 'after a large transaction');
 $c->alice('DELETE FROM rq.fact WHERE id >= 100000');
