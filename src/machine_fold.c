@@ -179,7 +179,8 @@ apply_undo(SagaState *state, const SagaRecord *record)
 		const SagaStep *step;
 
 		if (record->value < 0 || record->value > state->nsteps ||
-			record->node == SAGA_NO_NODE)
+			record->node == SAGA_NO_NODE ||
+			state->hook.status != SAGA_STEP_IDLE)
 			return false;
 		step = &state->steps[savepoint];
 		if (step->status != SAGA_STEP_DONE || step->replaced ||
