@@ -70,6 +70,7 @@ typedef struct Place
 	bool		callback;		/* takes calls on, and answers later */
 	bool		unknown;		/* a call may have been sent, unanswered */
 	bool		completing;		/* a completion is on its way */
+	bool		ordered;		/* undo: its turn has been checked */
 	int			effects;
 	int			intent;			/* 1 + index of the record, 0 = none */
 	int			fail;			/* per mille, until honest */

@@ -252,8 +252,11 @@ take_command(const SagaCommand *c)
 	CHECK(!is_awaited(call), "%d %s is called while it is out", c->node,
 		  saga_op_name(c->op));
 	check_call(c);
-	if (c->op == SAGA_OP_UNDO && c->attempt == 1)
+	if (c->op == SAGA_OP_UNDO && !places[call->place].ordered)
+	{
+		places[call->place].ordered = true;
 		check_undo_order(c->node);
+	}
 	if (c->node == SAGA_NODE_ON_STUCK)
 		cov[COV_ON_STUCK]++;
 	outbox[noutbox++] = ncalls++;
