@@ -405,6 +405,7 @@ apply_reopened(SagaState *state, const SagaRecord *record)
 		record->cause > SAGA_CAUSE_OPERATOR ||
 		pivot_phase(state) == PIVOT_PASSED)
 		return false;
+	machine_relieve(state, &state->hook);
 	memset(&state->hook, 0, sizeof(SagaStep));
 	state->direction = SAGA_UNDO;
 	state->cause = record->cause;
