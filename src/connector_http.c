@@ -47,7 +47,7 @@
 #define MAX_REFUSAL			(64 * 1024) /* of the body of one */
 #define KEEP_BUFFER			(64 * 1024) /* of memory between calls */
 #define MORE_SOCKETS		20000
-#define POOL_LINKS			16
+#define POOL_LINKS			4
 #define POOL_LINKS_TLS		100 /* streams that one HTTP/2 connection may have */
 
 /* Addresses by what calling them could do. */
