@@ -18,6 +18,8 @@
 #include "utils/numeric.h"
 
 #include "callbacks.h"
+#include "amend.h"
+#include "child.h"
 #include "compat.h"
 #include "coordinator.h"
 #include "errors.h"
@@ -240,7 +242,8 @@ start_remote(SagaRun *run, SagaCallOut *out, const SagaCommand *c, char **values
 	request.values = values;
 	request.shape = call->shape;
 	request.expect_rows = call->expect_rows;
-	request.timeout_ms = call->timeout_ms;
+	request.timeout_ms = saga_amend_timeout(run, c->node, request.op == SAGA_OP_UNDO,
+											call->timeout_ms);
 	request.attempt = c->attempt;
 	request.callback = call->callback;
 	if (call->callback)
@@ -420,8 +423,8 @@ may_be_conditional(const SagaRun *run, const SagaCommand *c)
 }
 
 /*
- * The call's values and those of what is evaluated after it.  Returns how
- * many.
+ * The call's values, those of what is evaluated after it, and what else an
+ * executor is told.  Returns how many.
  */
 static int
 bind_values(SagaCallOut *out, char ***bound)
@@ -436,12 +439,13 @@ bind_values(SagaCallOut *out, char ***bound)
 	values.result = out->held;
 	if (out->call && out->call->callback)
 		values.callback_token = saga_callback_token(&run->row.id, values.step_name, out->op);
-	*bound = palloc0(sizeof(char *) * Max(n + more, 1));
+	*bound = palloc0(sizeof(char *) * (n + more + 1));
 	if (out->call)
 		saga_call_bind(out->call, &values, *bound);
 	if (after)
 		saga_template_bind(after->tmpl, &values, *bound + n);
-	return n + more;
+	(*bound)[n + more] = unconstify(char *, values.step_name);
+	return n + more + saga_exec_extra(out->call, out->op, out->eval);
 }
 
 static void
@@ -485,6 +489,8 @@ saga_start_call(SagaRun *run, const SagaCommand *c)
 				(errcode(ERRCODE_DATA_CORRUPTED),
 				 errmsg("step \"%s\" of saga \"%s\" has nothing to call",
 						saga_step_name(run, c->node), run->def->name)));
+	if (call->kind == SAGA_CALL_CHILD)
+		run->holds = true;		/* it leaves what it has reserved to us */
 	if (c->op == SAGA_OP_UNDO && c->conditional && undone_elsewhere(run, c->node))
 	{
 		ask_first(run, c);
@@ -503,6 +509,16 @@ saga_start_call(SagaRun *run, const SagaCommand *c)
 			return;
 		}
 		out->eval = SAGA_EVAL_INPUT;
+	}
+	else if (call && call->kind == SAGA_CALL_CHILD)
+	{
+		if (c->op == SAGA_OP_CLAIM)
+			saga_child_claim(run, out, c->target);
+		else if (c->op == SAGA_OP_UNDO)
+			saga_child_undo(run, out);
+		else
+			start_local(out);	/* by an executor, for what that may run */
+		return;
 	}
 	else if (c->op == SAGA_OP_CLAIM ? saga_command_is_local(run, c) :
 			 c->op == SAGA_OP_UNDO && c->conditional && action_was_local(run, c))

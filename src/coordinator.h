@@ -56,6 +56,9 @@ typedef struct SagaRun
 	struct Gate *gate;			/* counts it, if its definition has a limit */
 	int			calls;			/* out */
 	bool		end_undone;		/* its end was decided and is not written */
+	bool		told;			/* of it: parent and children */
+	bool		reload;			/* to be read again when this turn is written */
+	struct SagaAmends *amends;	/* amend.c's: what an operator has changed */
 } SagaRun;
 
 /* Every live saga of ours, in memory or not: there may be a million. */
@@ -108,6 +111,7 @@ typedef enum SagaAdmission
 	SAGA_ADMIT_START,			/* it waits for a definition's limit or pause */
 	SAGA_ADMIT_COMMAND,			/* it does not */
 	SAGA_ADMIT_LETTER,			/* one that has not begun is left alone */
+	SAGA_ADMIT_ENDED,			/* as a command, and also one that has ended */
 } SagaAdmission;
 
 extern SagaRun *saga_take_in(Known *known, SagaAdmission how, bool *pending);
@@ -187,6 +191,9 @@ extern void saga_run_answer(SagaCallOut *call, SagaAnswerKind answer, bool free,
 extern void saga_run_lost(SagaCallOut *call);
 extern void saga_run_recovered(SagaRun *run, const SagaOutcome *outcome);
 extern void saga_run_resume(SagaRun *run);
+extern void saga_run_note(SagaRun *run, SagaRecordKind kind, int step,
+						  SagaPayload *payload);
+extern SagaInstanceChange *saga_run_change(SagaRun *run);
 extern void saga_turn_drop(const pg_uuid_t *id, const SagaRun *run);
 
 /* In the turn's transaction, before saga_log_write(). */

@@ -281,6 +281,7 @@ compile_compensation(SagaCompile *c, int i)
 												   SAGA_DEFAULT_TIMEOUT)),
 								 retry);
 	call->shape = SAGA_RESULT_FIRST;
+	call->callback = saga_json_bool(json, "callback");
 	c->def->compensation[i] = call;
 	node->compensation_local = call->server == NULL;
 }
@@ -311,8 +312,8 @@ compile_step(SagaCompile *c, int i)
 }
 
 /*
- * A saga of another definition: starting it is a local action, and undoing it
- * a local compensation, both of which are answered when it ends.
+ * A saga of another definition.  To the machine that is a call to elsewhere:
+ * it is taken on, and answered when the other saga ends.
  */
 static void
 compile_child(SagaCompile *c, int i)
@@ -331,6 +332,8 @@ compile_child(SagaCompile *c, int i)
 	}
 	node->pivot = saga_json_bool(json, "pivot");
 	node->has_compensation = true;
+	node->action_local = false;
+	node->compensation_local = false;
 }
 
 /* All of a node but its texts and its place in the order. */
@@ -514,6 +517,7 @@ set_expression(SagaCall *call, const SagaCall *expression)
 	if (expression == NULL)
 		return;
 	call->tmpl = expression->tmpl;
+	call->part = expression->part;
 	call->plain = expression->plain;
 }
 
@@ -582,7 +586,8 @@ compile_texts(SagaCompile *c, int i)
 	if (compensation != NULL && compensation->kind != SAGA_CALL_CHILD)
 	{
 		SagaPlace	place = {.c = c,.node = i,.part = "compensation",.undo = true,
-			.remote = compensation->server != NULL};
+			.remote = compensation->server != NULL,
+			.token = compensation->callback};
 
 		text = saga_json_text(c->nodes[i].json, "compensation");
 		place.http = is_http(compensation, text);
@@ -673,7 +678,8 @@ arena_alloc(SagaArena *arena, size_t size)
 	return MemoryContextAllocZero(arena->context, size);
 }
 
-static void
+/* The number of faults of the graph; some of them are for others to report. */
+static int
 finish_graph(SagaCompile *c)
 {
 	SagaGraph  *graph = c->def->graph;
@@ -715,6 +721,7 @@ finish_graph(SagaCompile *c)
 		if (graph->nodes[i].retry.max_attempts < 0)
 			graph->nodes[i].retry.max_attempts =
 				graph->nodes[i].after_pivot ? 0 : 10;
+	return n;
 }
 
 static void
@@ -759,8 +766,11 @@ compile_nodes(SagaCompile *c)
 	saga_compile_failures(c);
 	if (c->nnodes > 0 && !c->cyclic)
 	{
-		finish_graph(c);
+		int			n = finish_graph(c);
+
 		saga_compile_rules(c);
+		if (n > 0 && c->faults->items == NIL)
+			elog(ERROR, "the graph of saga \"%s\" has a fault", def->name);
 	}
 }
 

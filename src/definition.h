@@ -61,6 +61,7 @@ typedef struct SagaCall
 	char	   *queue;			/* QUEUE */
 	bool		callback;		/* an accepted answer is legal; the node's
 								 * timeout says how long its answer may take */
+	const char *part;			/* of an expression: what it is given as */
 	bool		plain;			/* expression of names and literals alone: runs
 								 * no code of anybody's, so is fit for any
 								 * owner */
@@ -162,6 +163,12 @@ extern SagaDefinition *saga_definition_by_name(const char *name, int32 version);
  */
 extern SagaDefinition *saga_definition_for_start(const char *name,
 												 int32 version);
+
+/*
+ * Lock a version against being dropped, until the transaction ends, if that
+ * takes no waiting.
+ */
+extern bool saga_definition_try_lock(int64 id);
 
 /*
  * Check an input against the definition's fields: 22023 naming the field when

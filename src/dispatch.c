@@ -18,6 +18,8 @@
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
 
+#include "amend.h"
+#include "child.h"
 #include "compat.h"
 #include "coordinator.h"
 #include "guc.h"
@@ -429,6 +431,7 @@ saga_dispatch_local(SagaCallOut *call, char **values, int n)
 	request.eval = call->eval;
 	request.has_signals = call->run->def->graph->nsignals > 0;
 	request.nvalues = n;
+	request.timeout_ms = saga_amend_timeout(call->run, call->node, call->op == SAGA_OP_UNDO, 0);
 	call->solo = request.solo = call->solo || (call->call && call->call->slow);
 	request.holds = call->run->holds;
 	for (int i = 0; i < n; i++)
@@ -519,7 +522,10 @@ take_reply(const char *data)
 		payload->result = MemoryContextAlloc(saga_turn_context, reply.result_length);
 		memcpy(payload->result, p, reply.result_length);
 	}
-	if (call->eval != SAGA_EVAL_NONE)
+	if (call->call && call->call->kind == SAGA_CALL_CHILD &&
+		reply.answer == SAGA_ANSWER_ACCEPTED)
+		saga_child_started(call);
+	else if (call->eval != SAGA_EVAL_NONE)
 		saga_evaluated(call, reply.answer, payload);
 	else
 		saga_run_answer(call, reply.answer, reply.free, payload);

@@ -55,6 +55,7 @@ typedef struct SagaExecRequest
 								 * SagaEval, or one of those below */
 	bool		has_signals;	/* an end must not overtake one */
 	bool		solo;			/* alone in its transaction, normal limits */
+	int32		timeout_ms;		/* an operator\'s; 0: the call\'s */
 	bool		holds;			/* the saga may hold locks or reservations */
 	bool		two_phase;		/* of def->two_phase */
 	int32		nvalues;		/* of the call and of what follows it */
@@ -115,6 +116,14 @@ saga_exec_call(SagaDefinition *def, int node, SagaOp op, SagaHook hook, int eval
 		return saga_definition_eval(def, node, (SagaEval) eval);
 	call = op == SAGA_OP_UNDO ? def->compensation[node] : def->action[node];
 	return call && eval == SAGA_EVAL_DECLINE_IF ? call->decline_if : call;
+}
+
+/* Values beyond those of the expressions: the action of a CHILD has its name. */
+static inline int
+saga_exec_extra(const SagaCall *call, SagaOp op, int eval)
+{
+	return call && call->kind == SAGA_CALL_CHILD && op == SAGA_OP_ACTION &&
+		eval == SAGA_EVAL_NONE ? 1 : 0;
 }
 
 /*

@@ -39,6 +39,7 @@
 #include "utils/timeout.h"
 
 #include "callbacks.h"
+#include "child.h"
 #include "compat.h"
 #include "errors.h"
 #include "exec.h"
@@ -399,6 +400,14 @@ run_action(Work *item, SagaDefinition *def, SagaCall *call, SagaCall *after)
 	else if (call)
 		item->result = run_statement(item, def, call, 0, item->values);
 	saga_accepted_allowed = false;
+	if (saga_exec_extra(call, item->request.op, item->request.eval) > 0)
+	{
+		/* the result is the child's input */
+		saga_child_start(&item->request.saga_id, item->values[item->request.nvalues - 1],
+						 def, call->child, item->result);
+		item->result = NULL;
+		saga_accepted_now = true;
+	}
 	item->reply.answer = saga_accepted_now ?
 		SAGA_ANSWER_ACCEPTED : SAGA_ANSWER_DONE;
 	if (after == NULL || item->reply.answer == SAGA_ANSWER_ACCEPTED)
@@ -517,7 +526,8 @@ arm_limits(const Work *item, const SagaCall *call)
 {
 	LockTimeout = item->request.solo ? 0 : SAGA_SHARED_LOCK_MS;
 	enable_timeout_after(STATEMENT_TIMEOUT,
-						 item->request.solo ? Max(call->timeout_ms, 1) : SAGA_SHARED_RUN_MS);
+						 item->request.solo ? Max(item->request.timeout_ms > 0 ? item->request.timeout_ms :
+												 call->timeout_ms, 1) : SAGA_SHARED_RUN_MS);
 }
 
 static void
@@ -639,7 +649,8 @@ run_item(Work *item)
 		call = saga_exec_call(def, r->node, r->op, r->hook, r->eval);
 		after = saga_exec_after(def, call, r->op, r->hook, r->eval);
 		if ((call == NULL && after == NULL) ||
-			(call ? call->tmpl->nparams : 0) + (after ? after->tmpl->nparams : 0) != r->nvalues)
+			(call ? call->tmpl->nparams : 0) + (after ? after->tmpl->nparams : 0) +
+			saga_exec_extra(call, r->op, r->eval) != r->nvalues)
 			ereport(ERROR,
 					(errcode(ERRCODE_DATA_CORRUPTED),
 					 errmsg("definition of saga \"%s\" has no such local action", def->name)));
@@ -658,7 +669,7 @@ run_item(Work *item)
 		}
 		PopActiveSnapshot();
 		disarm_limits();
-		if (r->eval == SAGA_EVAL_NONE)
+		if (r->eval == SAGA_EVAL_NONE && saga_exec_extra(call, r->op, r->eval) == 0)
 		{
 			CommandCounterIncrement();
 			PushActiveSnapshot(GetTransactionSnapshot());

@@ -234,6 +234,19 @@ write_changes(const SagaTurn *turn)
 			v[INST_ENDED_AT] = TimestampTzGetDatum(c->ended_at);
 			r[INST_ENDED_AT] = true;
 		}
+		else if (c->reopened)
+			n[INST_ENDED_AT] = r[INST_ENDED_AT] = true;
+		if (c->has_deadline)
+		{
+			v[INST_DEADLINE] = TimestampTzGetDatum(c->deadline);
+			n[INST_DEADLINE] = c->deadline == DT_NOEND;
+			r[INST_DEADLINE] = true;
+		}
+		if (c->definition_id != 0)
+		{
+			v[INST_DEFINITION] = Int64GetDatum(c->definition_id);
+			r[INST_DEFINITION] = true;
+		}
 		if (!saga_table_update(table, &key, v, n, r))
 			ereport(WARNING,
 					(errcode(ERRCODE_DATA_CORRUPTED),
@@ -430,6 +443,44 @@ release_held(const SagaTurn *turn)
 		saga_isolation_undone(&turn->replaced[i].saga_id, turn->replaced[i].node);
 }
 
+/* Whoever owns the addressee hears of it when this commits. */
+static void
+write_messages(const SagaTurn *turn)
+{
+	static SPIPlanPtr plan = NULL;
+	Oid			types[5] = {UUIDOID, INT2OID, TEXTOID, TEXTOID, TEXTOID};
+
+	if (turn->nmessages > 0 && plan == NULL)
+	{
+		SPIPlanPtr	fresh = SPI_prepare("INSERT INTO saga.inbox (saga_id, bucket, verb, step, note, actor)"
+										" VALUES ($1, $2, $3, $4, $5, 'saga') RETURNING id", 5, types);
+
+		if (fresh == NULL || SPI_keepplan(fresh) != 0)
+			elog(ERROR, "could not prepare the messages of sagas");
+		plan = fresh;
+	}
+	for (int i = 0; i < turn->nmessages; i++)
+	{
+		const SagaMessage *m = &turn->messages[i];
+		Datum		v[5];
+		char		nulls[6] = "     ";
+		bool		isnull;
+
+		v[0] = UUIDPGetDatum(&m->to);
+		v[1] = Int16GetDatum(saga_bucket(&m->to));
+		v[2] = CStringGetTextDatum(m->verb);
+		nulls[3] = m->step ? ' ' : 'n';
+		v[3] = m->step ? CStringGetTextDatum(m->step) : (Datum) 0;
+		nulls[4] = m->note ? ' ' : 'n';
+		v[4] = m->note ? CStringGetTextDatum(m->note) : (Datum) 0;
+		if (SPI_execute_plan(plan, v, nulls, false, 0) != SPI_OK_INSERT_RETURNING)
+			elog(ERROR, "could not write saga.inbox");
+		saga_wake_at_commit(&m->to, DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
+																 SPI_tuptable->tupdesc, 1, &isnull)), 0);
+		SPI_freetuptable(SPI_tuptable);
+	}
+}
+
 void
 saga_log_write(const SagaTurn *turn)
 {
@@ -439,6 +490,7 @@ saga_log_write(const SagaTurn *turn)
 	delete_consumed(turn);
 	write_waiting(turn);
 	write_queued(turn);
+	write_messages(turn);
 }
 
 /* ---------------------------------------------------------------- reading */
@@ -481,6 +533,12 @@ saga_log_read_instance(const pg_uuid_t *id, SagaInstanceRow *row)
 		row->deadline = n[INST_DEADLINE] ? DT_NOEND : DatumGetTimestampTz(v[INST_DEADLINE]);
 		row->ended = !n[INST_ENDED_AT];
 		row->origin = DatumGetInt32(v[INST_ORIGIN]);
+		row->has_parent = !n[INST_PARENT] && !n[INST_PARENT_STEP];
+		if (row->has_parent)
+		{
+			row->parent_id = *DatumGetUUIDP(v[INST_PARENT]);
+			row->parent_step = TextDatumGetCString(v[INST_PARENT_STEP]);
+		}
 		row->scheduled = !n[INST_LABELS] &&
 			has_member(DatumGetJsonbP(v[INST_LABELS]), "schedule");
 		row->two_phase = strcmp(TextDatumGetCString(v[INST_PROTOCOL]), "two_phase") == 0;

@@ -50,6 +50,10 @@ typedef struct SagaInstanceChange
 	const char *error;
 	TimestampTz ended_at;		/* 0: not ended */
 	bool		ended_elsewhere;	/* an executor has written state and end */
+	bool		reopened;		/* it had ended, and goes on */
+	bool		has_deadline;
+	TimestampTz deadline;		/* DT_NOEND: none */
+	int64		definition_id;	/* 0: as before */
 	bool		holds;			/* it may hold locks or reservations */
 } SagaInstanceChange;
 
@@ -91,6 +95,16 @@ typedef struct SagaWakeup
 	TimestampTz due;			/* 0: remove; DT_NOEND: until somebody acts */
 } SagaWakeup;
 
+/* What one saga tells another: a row of saga.inbox for that. */
+typedef struct SagaMessage
+{
+	pg_uuid_t	to;
+	pg_uuid_t	from;
+	const char *verb;
+	const char *step;
+	const char *note;
+} SagaMessage;
+
 /* All that one turn makes durable; written in one transaction. */
 typedef struct SagaTurn
 {
@@ -118,6 +132,9 @@ typedef struct SagaTurn
 	int			nreplaced,
 				maxreplaced;
 	SagaOutcomeKey *replaced;	/* steps that are begun anew */
+	int			nmessages,
+				maxmessages;
+	SagaMessage *messages;
 } SagaTurn;
 
 /* Inside a transaction of the coordinator. */
@@ -139,6 +156,9 @@ typedef struct SagaInstanceRow
 	bool		ended;			/* by an executor, log not yet closed */
 	int32		origin;			/* saga_origin() of where it was started */
 	bool		scheduled;		/* started by a schedule */
+	bool		has_parent;		/* it is a sub-saga */
+	pg_uuid_t	parent_id;
+	char	   *parent_step;
 	bool		two_phase;		/* protocol */
 } SagaInstanceRow;
 

@@ -574,6 +574,8 @@ saga_take_in(Known *known, SagaAdmission how, bool *pending)
 	}
 	if (SAGA_STATE_ENDED(run->state->state))
 	{
+		if (how == SAGA_ADMIT_ENDED)
+			return run;
 		saga_run_free(run, true);
 		return NULL;
 	}
@@ -581,7 +583,7 @@ saga_take_in(Known *known, SagaAdmission how, bool *pending)
 	known->clean = false;
 	if (!feed_recovered(run) && run->state->seq == 0)
 	{
-		if (how == SAGA_ADMIT_COMMAND)
+		if (how != SAGA_ADMIT_START)
 			return run;			/* the command comes first */
 		memset(&event, 0, sizeof(event));
 		event.kind = SAGA_EVENT_START;
