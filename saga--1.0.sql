@@ -1775,12 +1775,13 @@ BEGIN ATOMIC
             WHEN s.kind = 'done' AND s.operation = 'undo' THEN 'undone'
             WHEN s.kind IN ('done', 'failed', 'stuck', 'skipped', 'continued', 'refused') THEN s.kind
             WHEN s.kind = 'hook' AND s.due IS NULL THEN 'done'
-            WHEN s.kind = 'chosen' THEN 'done'
+            WHEN s.kind IN ('chosen', 'expanded') THEN 'done'
+            WHEN s.kind IN ('sleeping', 'awaiting', 'accepted') THEN 'waiting'
             ELSE 'running' END AS state
         FROM s
     )
     SELECT k.step, k.operation, k.began,
-           CASE WHEN k.state IN ('retrying', 'stuck', 'running')
+           CASE WHEN k.state IN ('retrying', 'stuck', 'running', 'waiting')
                 THEN coalesce((SELECT i.ended_at FROM saga.instances i WHERE i.id = spans_.id), pg_catalog.clock_timestamp())
                 ELSE k.last_at END,
            k.state, k.attempts, k.error
@@ -1813,7 +1814,10 @@ BEGIN
         result := E'gantt\n  title ' || translate(i.name, '#;:%<>"', '_______') || ' ' || i.state
                || E'\n  dateFormat x\n  axisFormat %H:%M:%S\n';
     END IF;
-    FOR s IN SELECT * FROM saga.spans_(id) LOOP
+    FOR s IN
+        SELECT * FROM saga.spans_(id) b
+        ORDER BY CASE WHEN format = 'dot' THEN b.began ELSE min(b.began) OVER (PARTITION BY b.step) END, b.step, b.began
+    LOOP
         n := n + 1;
         IF format = 'dot' THEN
             result := result || format('  n%s [label="%s\n%s: %s\n%s\n%s ms", fillcolor="%s"];', n,
@@ -2105,8 +2109,10 @@ CREATE TABLE saga.escrow_reservation (
     amount  numeric NOT NULL,
     final   boolean NOT NULL DEFAULT false,
     at      timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    decided_by uuid NOT NULL,
     PRIMARY KEY (saga, step, counter, key)
 );
+CREATE INDEX escrow_reservation_decided_by ON saga.escrow_reservation (decided_by);
 CREATE INDEX escrow_reservation_counter ON saga.escrow_reservation (counter, key);
 COMMENT ON TABLE saga.escrow_reservation IS 'Amounts that steps have reserved';
 COMMENT ON COLUMN saga.escrow_reservation.saga IS 'The saga';
@@ -2116,6 +2122,7 @@ COMMENT ON COLUMN saga.escrow_reservation.key IS 'Which of them';
 COMMENT ON COLUMN saga.escrow_reservation.amount IS 'To be added to the value when the saga completes; mostly negative';
 COMMENT ON COLUMN saga.escrow_reservation.final IS 'The saga has completed: the next to lock the counter adds it';
 COMMENT ON COLUMN saga.escrow_reservation.at IS 'When it was reserved';
+COMMENT ON COLUMN saga.escrow_reservation.decided_by IS 'The saga whose end decides about it: saga, or when that has completed its parent';
 
 CREATE TABLE saga.reread_value (
     saga   uuid NOT NULL,
@@ -2173,6 +2180,18 @@ RETURNS boolean LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_reread';
 COMMENT ON FUNCTION saga.reread(regclass, jsonb, boolean, boolean)
 IS 'In a local action: remember a row, and when called again in the saga decline if it has changed';
 
+-- Also where nobody steps: in a session it is an ordinary error.
+CREATE FUNCTION saga.abort(reason text, detail jsonb DEFAULT NULL)
+RETURNS void LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF detail IS NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'SGB01', MESSAGE = coalesce(reason, 'declined');
+    END IF;
+    RAISE EXCEPTION USING ERRCODE = 'SGB01', MESSAGE = coalesce(reason, 'declined'), DETAIL = detail::text;
+END
+$$;
+COMMENT ON FUNCTION saga.abort(text, jsonb) IS 'In a local action: end the step as declined, nothing is retried';
+
 CREATE VIEW saga.semantic_locks WITH (security_barrier) AS
 SELECT l.source, l.key, l.saga, i.name, l.since,
        (SELECT pg_catalog.array_agg(w.saga ORDER BY w.place)
@@ -2222,7 +2241,8 @@ COMMENT ON COLUMN saga.escrow_reservations.at IS 'When it was reserved';
 GRANT SELECT ON saga.semantic_locks, saga.escrow_counters, saga.escrow_reservations TO saga_user, saga_operator, saga_monitor;
 GRANT EXECUTE ON FUNCTION saga.semantic_lock(regclass, text, text, interval), saga.semantic_unlock(regclass, text),
     saga.create_escrow(text, text, numeric, numeric, numeric), saga.set_escrow(text, text, numeric, numeric, numeric, numeric),
-    saga.drop_escrow(text, text), saga.escrow(text, text, numeric), saga.reread(regclass, jsonb, boolean, boolean)
+    saga.drop_escrow(text, text), saga.escrow(text, text, numeric), saga.reread(regclass, jsonb, boolean, boolean),
+    saga.abort(text, jsonb)
     TO saga_user;
 
 -- ---------------------------------------------------------------------------

@@ -360,7 +360,7 @@ saga_run_answer(SagaCallOut *call, SagaAnswerKind answer, bool free,
 	event.kind = SAGA_EVENT_ANSWER;
 	event.op = call->op;
 	event.node = call->node;
-	event.answer = saga_branch_answer(call->call, call->op, answer);
+	event.answer = call->call ? saga_branch_answer(call->call, call->op, answer) : answer;
 	event.free = free;
 	event.value = call->value;
 	event.retry_after = call->retry_after;
