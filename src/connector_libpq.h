@@ -39,6 +39,14 @@ typedef enum SagaItem
 	SAGA_ITEM_COMMIT,
 } SagaItem;
 
+/* What the exchanges of COMMIT and ROLLBACK PREPARED are for, in order. */
+typedef enum SagaBranchStage
+{
+	SAGA_STAGE_FENCE,			/* is our epoch the current one? */
+	SAGA_STAGE_END,				/* the command */
+	SAGA_STAGE_SETTLE,			/* what does the key say? */
+} SagaBranchStage;
+
 /* A statement of a template prepared on this connection. */
 typedef struct SagaStatement
 {
@@ -109,8 +117,7 @@ typedef struct SagaPqLink
 	SagaStatement described;
 	int			part;			/* PREPARE: part that is described, or the
 								 * number of those that have answered */
-	bool		settling;		/* COMMIT, ROLLBACK PREPARED: it was gone, or
-								 * is; the key is looked at */
+	SagaBranchStage stage;		/* COMMIT, ROLLBACK PREPARED */
 } SagaPqLink;
 
 #define SAGA_OLDEST_SERVER		120000

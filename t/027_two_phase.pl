@@ -286,6 +286,15 @@ $gate->quit;
 ok($c->until_state($id, 'terminated'), 'it ends');
 ok(until_true(\&none_prepared), 'and what stood prepared is ended');
 
+# ---- an old primary ends nothing ----
+
+my $epoch = $bank{a}->sql(q(SELECT concat_ws(', ', quote_literal(coordinator), timeline, counter - 1, quote_literal(nonce))
+                              FROM saga_participant.epoch), 'a');
+$bank{a}->refused('svc', "SELECT saga_participant.fence($epoch, true)", 'SGB04', qr/is not the current one/,
+    'an old coordinator may not end a prepared transaction', 'a');
+$bank{a}->refused('svc', "SELECT saga_participant.vote($epoch, '$id', 'prepare_a', 'infinity', 'g')", 'SGB04',
+    qr/is not the current one/, '... nor have one prepared', 'a');
+
 # ---- many, and everything fails ----
 
 my $before = total();
