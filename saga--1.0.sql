@@ -1517,8 +1517,7 @@ SELECT i.id, d.name, d.version, i.state, i.direction, i.cause, i.key, i.failed_s
        i.input, i.output, i.correlation, i.labels, i.priority,
        pg_catalog.pg_get_userbyid(i.started_by) AS started_by, i.started_at, i.start_at, i.deadline, i.ended_at,
        i.parent_id, i.parent_step, i.copy_of,
-       i.protocol,
-       w.waiting_for, w.waiting_until
+       i.protocol, w.waiting_for, w.waiting_until
 FROM saga.instance i JOIN saga.definition d ON d.id = i.definition_id
 LEFT JOIN LATERAL (
     SELECT pg_catalog.string_agg(DISTINCT
@@ -1540,7 +1539,7 @@ SELECT l.saga_id, l.seq, l.at, l.kind, l.step, l.operation, l.attempt, l.outcome
        l.due, l.sqlstate,
        CASE WHEN p.readable THEN l.message END AS message,
        CASE WHEN p.readable THEN l.result END AS result,
-       l.actor, l.note
+       l.actor, l.note, l.value
 FROM saga.log_record l
 JOIN saga.instances i ON i.id = l.saga_id
 CROSS JOIN LATERAL (SELECT pg_catalog.current_setting('saga.log_payloads', true) IS DISTINCT FROM 'off'
@@ -1585,12 +1584,20 @@ SELECT i.id AS saga_id, n.position, n.step,
 FROM saga.instances i
 JOIN saga.definition d ON d.name = i.name AND d.version = i.version
 CROSS JOIN LATERAL (
-    SELECT s.position, s.step FROM saga.protocol_steps_(d.body, i.protocol) WITH ORDINALITY AS s(step, position)
-    UNION
-    SELECT s.position, l.step
-    FROM (SELECT DISTINCT r.step FROM saga.log_record r WHERE r.saga_id = i.id AND r.step ~ '[]0-9]$') l
-    JOIN saga.protocol_steps_(d.body, i.protocol) WITH ORDINALITY AS s(step, position) ON s.step = saga.plain_step_(l.step)
-    WHERE l.step <> s.step) n
+    WITH names AS (
+        SELECT s.position, s.step FROM saga.protocol_steps_(d.body, i.protocol) WITH ORDINALITY AS s(step, position)
+    ), runs AS (
+        SELECT names.position, r.step
+        FROM (SELECT DISTINCT l.step FROM saga.log_record l WHERE l.saga_id = i.id AND l.step ~ '[]0-9]$') r
+        JOIN names ON names.step = saga.plain_step_(r.step)
+        WHERE r.step <> names.step
+    )
+    SELECT runs.position, runs.step FROM runs
+    UNION ALL
+    SELECT names.position, names.step FROM names
+    -- a step of a body has no run of its own name
+    WHERE NOT EXISTS (SELECT FROM runs WHERE runs.position = names.position)
+       OR EXISTS (SELECT FROM saga.log_record l WHERE l.saga_id = i.id AND l.step = names.step)) n
 LEFT JOIN last ON last.saga_id = i.id AND last.step = n.step;
 COMMENT ON VIEW saga.steps IS 'Every step of each saga and what has become of it';
 
@@ -2190,6 +2197,39 @@ GRANT EXECUTE ON FUNCTION saga.semantic_lock(regclass, text, text, interval), sa
     saga.create_escrow(text, text, numeric, numeric, numeric), saga.set_escrow(text, text, numeric, numeric, numeric, numeric),
     saga.drop_escrow(text, text), saga.escrow(text, text, numeric), saga.reread(regclass, jsonb, boolean, boolean)
     TO saga_user;
+
+-- ---------------------------------------------------------------------------
+-- Sagas within a session, rolled back: what would happen.
+
+CREATE FUNCTION saga.dry_run(definition text, input jsonb DEFAULT '{}', stubs jsonb DEFAULT '{}')
+RETURNS TABLE (phase text, step text, operation text, sent jsonb, result jsonb, error text,
+    relation regclass, key jsonb, before jsonb, after jsonb)
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_dry_run';
+COMMENT ON FUNCTION saga.dry_run(text, jsonb, jsonb)
+IS 'Run local steps and their undo and roll back: what would be sent, and which rows the undo does not restore';
+
+CREATE FUNCTION saga.test_begin()
+RETURNS void LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_test_begin';
+COMMENT ON FUNCTION saga.test_begin() IS 'Begin a test in this session: without mocks, and with all the time there is';
+
+CREATE FUNCTION saga.test_mock(definition text, step text, result jsonb DEFAULT NULL, error text DEFAULT NULL,
+    operation text DEFAULT 'action')
+RETURNS void LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_test_mock';
+COMMENT ON FUNCTION saga.test_mock(text, text, jsonb, text, text)
+IS 'Make up the answer of a step; several are given one after the other, and the last one stays';
+
+CREATE FUNCTION saga.test_advance("by" interval)
+RETURNS interval LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_test_advance';
+COMMENT ON FUNCTION saga.test_advance(interval)
+IS 'Let so much more time pass in test runs, and not all of it; returns how much it is now';
+
+CREATE FUNCTION saga.test_run(definition text, input jsonb DEFAULT '{}')
+RETURNS SETOF saga.log LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_test_run';
+COMMENT ON FUNCTION saga.test_run(text, jsonb)
+IS 'Drive a saga in this session with made-up answers, roll back, and return the log it would have';
+
+GRANT EXECUTE ON FUNCTION saga.dry_run(text, jsonb, jsonb), saga.test_begin(), saga.test_mock(text, text, jsonb, text, text),
+    saga.test_advance(interval), saga.test_run(text, jsonb) TO saga_user;
 
 -- ---------------------------------------------------------------------------
 -- Upkeep of the log.

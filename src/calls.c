@@ -18,6 +18,7 @@
 #include "utils/numeric.h"
 
 #include "callbacks.h"
+#include "child.h"
 #include "compat.h"
 #include "coordinator.h"
 #include "errors.h"
@@ -107,19 +108,16 @@ is_offer(const SagaRun *run, const SagaCommand *c)
 	return call && call->kind == SAGA_CALL_QUEUE;
 }
 
+/* Is it run by an executor? */
 bool
 saga_command_is_local(const SagaRun *run, const SagaCommand *c)
 {
-	const SagaNode *node;
+	const SagaCall *call;
 
 	if (c->node < 0 || c->op == SAGA_OP_EVAL)
 		return true;
-	node = &run->def->graph->nodes[saga_node_of(run, c->node)];
-	if (c->op == SAGA_OP_UNDO)
-		return node->compensation_local;
-	if (c->op == SAGA_OP_CLAIM)
-		return c->target == SAGA_OP_UNDO ? node->compensation_local : node->action_local;
-	return node->action_local;
+	call = call_of(run, c, SAGA_HOOK_NONE);
+	return call == NULL || (call->server == NULL && call->kind != SAGA_CALL_QUEUE);
 }
 
 /*
@@ -367,6 +365,52 @@ withdraw(SagaRun *run, int step, SagaOp op)
 	q->removed = true;
 }
 
+/*
+ * What has become of a call that an executor ran, or not: its outcome stands
+ * in our own table, and nobody else runs it.
+ */
+static SagaAnswerKind
+local_fate(SagaRun *run, int step, SagaOp op, Jsonb **result)
+{
+	*result = NULL;
+	if (saga_call_is_out(run, step, op))
+		return SAGA_ANSWER_TRANSIENT;
+	saga_worker_look_again();
+	return saga_log_read_outcome(&run->row.id, step, saga_outcome_op(op), result) ?
+		SAGA_ANSWER_DONE : SAGA_ANSWER_REFUSED;
+}
+
+/*
+ * A claim of such a call, or the undo of one that may not have happened, is
+ * answered here; false: it has happened, and is to be undone.
+ */
+static bool
+answer_from_fate(SagaRun *run, SagaCallOut *out, const SagaCommand *c)
+{
+	SagaPayload *payload = MemoryContextAllocZero(saga_turn_context, sizeof(SagaPayload));
+	SagaOp		op = c->op == SAGA_OP_CLAIM ? c->target : SAGA_OP_ACTION;
+	SagaAnswerKind fate = local_fate(run, c->node, op, &payload->result);
+
+	if (c->op == SAGA_OP_UNDO && fate == SAGA_ANSWER_DONE)
+		return false;
+	if (c->op == SAGA_OP_UNDO && fate == SAGA_ANSWER_REFUSED)
+		fate = SAGA_ANSWER_DONE;	/* nothing to undo */
+	if (fate == SAGA_ANSWER_TRANSIENT)
+		payload->message = "the action is still running";
+	saga_run_answer(out, fate, fate == SAGA_ANSWER_TRANSIENT, payload);
+	return true;
+}
+
+/* Was the action of this step, if any, run by an executor? */
+static bool
+action_was_local(const SagaRun *run, const SagaCommand *c)
+{
+	SagaCommand action = *c;
+
+	action.op = SAGA_OP_ACTION;
+	return saga_command_is_local(run, &action);
+}
+
 /* Could the participant of this undo know whether the action happened? */
 static bool
 may_be_conditional(const SagaRun *run, const SagaCommand *c)
@@ -377,8 +421,8 @@ may_be_conditional(const SagaRun *run, const SagaCommand *c)
 }
 
 /*
- * The call's values and those of what is evaluated after it.  Returns how
- * many.
+ * The call's values, those of what is evaluated after it, and what else an
+ * executor is told.  Returns how many.
  */
 static int
 bind_values(SagaCallOut *out, char ***bound)
@@ -393,12 +437,13 @@ bind_values(SagaCallOut *out, char ***bound)
 	values.result = out->held;
 	if (out->call && out->call->callback)
 		values.callback_token = saga_callback_token(&run->row.id, values.step_name, out->op);
-	*bound = palloc0(sizeof(char *) * Max(n + more, 1));
+	*bound = palloc0(sizeof(char *) * (n + more + 1));
 	if (out->call)
 		saga_call_bind(out->call, &values, *bound);
 	if (after)
 		saga_template_bind(after->tmpl, &values, *bound + n);
-	return n + more;
+	(*bound)[n + more] = unconstify(char *, values.step_name);
+	return n + more + saga_exec_extra(out->call, out->op, out->eval);
 }
 
 static void
@@ -461,6 +506,22 @@ saga_start_call(SagaRun *run, const SagaCommand *c)
 		}
 		out->eval = SAGA_EVAL_INPUT;
 	}
+	else if (call && call->kind == SAGA_CALL_CHILD)
+	{
+		if (c->op == SAGA_OP_CLAIM)
+			saga_child_claim(run, out, c->target);
+		else if (c->op == SAGA_OP_UNDO)
+			saga_child_undo(run, out);
+		else
+			start_local(out);	/* by an executor, for what that may run */
+		return;
+	}
+	else if (c->op == SAGA_OP_CLAIM ? saga_command_is_local(run, c) :
+			 c->op == SAGA_OP_UNDO && c->conditional && action_was_local(run, c))
+	{
+		if (answer_from_fate(run, out, c))
+			return;
+	}
 	if (out->eval != SAGA_EVAL_NONE || saga_command_is_local(run, c))
 	{
 		start_local(out);
@@ -502,9 +563,13 @@ static Jsonb *
 empty_array(void)
 {
 	JsonbParseState *state = NULL;
+	MemoryContext old = MemoryContextSwitchTo(saga_turn_context);
+	Jsonb	   *array;
 
 	pushJsonbValue(&state, WJB_BEGIN_ARRAY, NULL);
-	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_ARRAY, NULL));
+	array = JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_ARRAY, NULL));
+	MemoryContextSwitchTo(old);
+	return array;
 }
 
 /* The answer is no value of the kind that is needed. */

@@ -23,6 +23,7 @@
 /* What the two tell each other: verbs of saga.inbox. */
 #define SAGA_CHILD_ENDED	"child_ended"	/* to the parent, about a step */
 #define SAGA_UNDO_CHILD		"undo_child"	/* to the child */
+#define SAGA_UNDO_REFUSED	"undo_refused"	/* to the parent, and why */
 
 extern void saga_child_id(const pg_uuid_t *parent, const char *step, pg_uuid_t *id);
 
@@ -48,8 +49,10 @@ extern void saga_child_undo(struct SagaRun *run, struct SagaCallOut *call);
 extern void saga_child_claim(struct SagaRun *run, struct SagaCallOut *call,
 							 SagaOp target);
 
-/* Letters of the inbox; false: there is nobody to take it. */
+/* Letters of the inbox. */
 extern void saga_child_ended(struct SagaRun *run, const char *step);
+extern void saga_child_undo_refused(struct SagaRun *run, const char *step,
+									const char *why);
 extern void saga_undo_child(struct SagaRun *run);
 
 /* Before the turn is written: what those who end in it have to tell. */

@@ -155,10 +155,20 @@ extern void saga_link_call_done(SagaPqLink *link);
 extern void saga_link_note_error(SagaPqLink *link, SagaItem item,
 								 const PGresult *res);
 
-/* ---- connector_call.c ---- */
+/* ---- connector_text.c ---- */
 
 /* Types a participant can be told by OID; the others it infers. */
 extern Oid *saga_wire_types(const SagaTemplate *tmpl);
+
+/* A type's name in SQL; "unknown" for those a participant infers. */
+extern const char *saga_call_type_name(Oid type);
+
+/* An array literal of texts and NULLs. */
+extern char *saga_call_array_text(int n, char **values);
+extern void saga_call_uuid_text(const pg_uuid_t *uuid, char *out);
+extern void saga_call_time_text(TimestampTz t, char *out, size_t size);
+
+/* ---- connector_call.c ---- */
 
 /* Commands that may not be a step: COMMIT, DISCARD, ... */
 extern bool saga_statement_is_refused(const char *sql);
@@ -198,7 +208,6 @@ extern const char *saga_call_answer_text(const PGresult *res);
 
 /* Was it our own claim that waited in vain?  Then no attempt was made. */
 extern bool saga_call_waited(const PGresult *res);
-extern void saga_call_uuid_text(const pg_uuid_t *uuid, char *out);
 extern void saga_call_time_text(TimestampTz t, char *out, size_t size);
 
 extern void saga_call_send(SagaPqLink *link);

@@ -70,6 +70,7 @@ static int	write_failures = 0;
 static const char *fenced = NULL;	/* why participants refuse us */
 static TimestampTz write_again = 0;
 static TimestampTz next_upkeep = DT_NOEND;
+static bool partitions_made = false;
 static XLogRecPtr recovered_at;	/* what was read then counts as written here */
 
 static void
@@ -380,7 +381,7 @@ turn_is_empty(void)
 static bool
 must_write(TimestampTz now)
 {
-	if (now < write_again)
+	if (now < write_again || (saga_turn.nentries > 0 && !partitions_made))
 		return false;
 	return saga_turn_flush || saga_turn_commit || saga_turn.nentries >= LAZY_WRITE_RECORDS ||
 		(saga_turn_since != 0 && now >= saga_turn_since + LAZY_WRITE_AFTER);
@@ -416,11 +417,9 @@ hold_and_leave(const char *reason)
 static void
 make_partitions(void)
 {
-	static bool made = false;
-
-	if (made || saga_turn.nentries == 0)
+	if (partitions_made || saga_turn.nentries == 0)
 		return;
-	made = true;
+	partitions_made = true;
 	PG_TRY();
 	{
 		if (!saga_worker_begin("making log partitions"))
@@ -463,6 +462,7 @@ turn(bool poll_tables)
 		saga_schedules_look(poll_tables);
 	take_ring();
 	saga_worker_look_again();	/* at the rows the ring announced */
+	saga_runs_command(buckets, ADMIT_AT_ONCE);	/* what came before the answers */
 	for (int i = 0; i < nanswers; i++)
 	{
 		SagaAnswer *answer = &answers[i];
@@ -480,8 +480,8 @@ turn(bool poll_tables)
 	}
 	MemoryContextReset(answers_context);
 	saga_dispatch_pump();
-	saga_runs_admit(buckets, ADMIT_AT_ONCE);	/* signals before their time-outs */
 	saga_runs_timers(saga_now());
+	saga_runs_admit(buckets, ADMIT_AT_ONCE);
 	if (saga_found_foreign)
 		hold_and_leave(SAGA_HELD_RESTORED);
 	saga_sends_release(durable_lsn());

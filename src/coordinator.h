@@ -55,6 +55,7 @@ typedef struct SagaRun
 	struct Gate *gate;			/* counts it, if its definition has a limit */
 	int			calls;			/* out */
 	bool		end_undone;		/* its end was decided and is not written */
+	bool		told;			/* of it: parent and children */
 } SagaRun;
 
 /* Every live saga of ours, in memory or not: there may be a million. */
@@ -107,6 +108,7 @@ typedef enum SagaAdmission
 	SAGA_ADMIT_START,			/* it waits for a definition's limit or pause */
 	SAGA_ADMIT_COMMAND,			/* it does not */
 	SAGA_ADMIT_LETTER,			/* one that has not begun is left alone */
+	SAGA_ADMIT_ENDED,			/* as a command, and also one that has ended */
 } SagaAdmission;
 
 extern SagaRun *saga_take_in(Known *known, SagaAdmission how, bool *pending);
@@ -119,7 +121,8 @@ extern bool saga_arrivals_pending(void);
 extern int	saga_runs_loaded(void);
 extern int64 saga_runs_known(void);
 
-/* In a transaction: take arrivals into memory, at most max. */
+/* In a transaction: take what is in the inbox, then arrivals into memory. */
+extern void saga_runs_command(uint64 buckets, int max);
 extern void saga_runs_admit(uint64 buckets, int max);
 extern void saga_runs_timers(SagaTime now);
 extern SagaTime saga_runs_next_due(void);
@@ -247,6 +250,7 @@ extern SagaCallOut *saga_call_by_tag(uint64 tag);
 extern void saga_calls_forget_run(SagaRun *run);
 extern void saga_dispatch_local(SagaCallOut *call, char **values, int nvalues);
 extern void saga_call_cancel(SagaRun *run, int step, SagaOp op);
+extern bool saga_call_is_out(SagaRun *run, int step, SagaOp op);
 extern bool saga_dispatch_executors_gone(void);	/* none serves another */
 extern void saga_dispatch_attach(void);
 extern void saga_dispatch_pump(void);	/* in a transaction: replies, losses */

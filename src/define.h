@@ -182,6 +182,10 @@ extern void saga_privileges_changed(void);
 extern void saga_definition_lock_name(const char *name);
 extern void saga_definition_lock_for_drop(int64 id);
 
+/* What a call would send: server, statement, values and their types. */
+extern Jsonb *saga_rendered(const SagaCall *call, const SagaValues *facts,
+							char **values);
+
 /* 42704 */
 extern void saga_no_such_definition(const char *name) pg_attribute_noreturn();
 

@@ -483,13 +483,13 @@ static void
 add_protocols(SagaBuilder *b, const SagaDefineArgs *args)
 {
 	const char *protocol = args->protocol ? args->protocol : "saga";
-	bool		two_phase = strcmp(protocol, "two_phase") == 0;
+	bool		known = check_protocol(b, "protocol", protocol);
 	bool		both = false;
 
-	if (check_protocol(b, "protocol", protocol) && two_phase)
+	if (known && strcmp(protocol, "saga") != 0)
 		saga_put_text(b, "protocol", protocol);
 	for (int i = 0; i < args->nprotocols; i++)
-		if (check_protocol(b, "protocols", args->protocols[i]) &&
+		if (check_protocol(b, "protocols", args->protocols[i]) && known &&
 			strcmp(protocol, args->protocols[i]) != 0)
 			both = true;
 	if (both)

@@ -92,8 +92,9 @@ leads_back(Walk *walk, const char *name)
 	return false;
 }
 
+/* Names that the owner may not see are left out. */
 static char *
-path_text(const Walk *walk)
+path_text(const Walk *walk, Oid owner)
 {
 	StringInfoData text;
 	ListCell   *lc;
@@ -101,7 +102,10 @@ path_text(const Walk *walk)
 	initStringInfo(&text);
 	appendStringInfo(&text, "\"%s\"", walk->target);
 	foreach(lc, walk->path)
-		appendStringInfo(&text, " calls \"%s\"", (char *) lfirst(lc));
+		if (saga_has_privilege(lfirst(lc), owner, "see"))
+			appendStringInfo(&text, " calls \"%s\"", (char *) lfirst(lc));
+		else
+			appendStringInfoString(&text, " calls another one that");
 	appendStringInfo(&text, " calls \"%s\"", walk->target);
 	return text.data;
 }
@@ -116,7 +120,7 @@ check_call(const SagaDefinition *def, const char *step, const char *child,
 		saga_fault(faults, step,
 				   "A saga cannot wait for one of its own kind; use saga.loop_step() to repeat steps.",
 				   "definitions call each other in a circle: %s",
-				   path_text(&walk));
+				   path_text(&walk, def->owner));
 	else if (saga_definition_name(child) == NULL)
 		saga_fault(faults, step, "Define it first.",
 				   "definition \"%s\" does not exist", child);

@@ -11,6 +11,7 @@
 #include "postgres.h"
 
 #include "catalog/pg_type.h"
+#include "nodes/nodeFuncs.h"
 #include "nodes/parsenodes.h"
 #include "parser/analyze.h"
 #include "parser/parse_relation.h"
@@ -18,6 +19,7 @@
 #include "tcop/utility.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/lsyscache.h"
 
 #include "compat.h"
 #include "define.h"
@@ -87,9 +89,31 @@ takes_parameters(const Node *stmt)
 		IsA(stmt, MergeStmt) || IsA(stmt, CallStmt);
 }
 
+/*
+ * Elements must be a JSON array.  What is one can be seen only when it is
+ * evaluated, but most of what is none by its type.
+ */
 static void
-analyse(RawStmt *raw, const SagaTemplate *tmpl)
+check_items(const Query *query)
 {
+	Node	   *call = (Node *) linitial_node(TargetEntry, query->targetList)->expr;
+	Oid			type;
+
+	if (!IsA(call, FuncExpr))
+		return;
+	type = getBaseType(exprType(linitial(((FuncExpr *) call)->args)));
+	if (type != JSONBOID && type != JSONOID && !type_is_array(type))
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("type %s is neither JSON nor an array",
+						format_type_be(type)),
+				 errhint("Give a JSON array or an SQL array, as in ':items' or 'ARRAY(SELECT ...)'.")));
+}
+
+static void
+analyse(RawStmt *raw, const SagaCall *call)
+{
+	const SagaTemplate *tmpl = call->tmpl;
 	Oid		   *types = palloc(Max(1, tmpl->nparams) * sizeof(Oid));
 	int			n = tmpl->nparams;
 	Query	   *query;
@@ -103,6 +127,8 @@ analyse(RawStmt *raw, const SagaTemplate *tmpl)
 					(errcode(ERRCODE_INDETERMINATE_DATATYPE),
 					 errmsg("could not determine data type of parameter \"%s\"",
 							tmpl->params[i].name)));
+	if (call->part != NULL && strcmp(call->part, "for_each") == 0)
+		check_items(query);
 	if (isQueryUsingTempRelation(query))
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
@@ -150,7 +176,7 @@ parse_statement(void *arg)
 						GetCommandTagName(CreateCommandTag(raw->stmt))),
 				 errhint("Call a function that takes them.")));
 	if (p->call->server == NULL && takes_parameters(raw->stmt))
-		analyse(raw, tmpl);
+		analyse(raw, p->call);
 }
 
 static void
@@ -193,24 +219,8 @@ add_statement(Check *check, const char *step, const char *part,
 	s = &check->statements[check->n++];
 	memset(s, 0, sizeof(*s));
 	s->step = step;
-	s->part = part;
+	s->part = call->part ? call->part : part;
 	s->call = call;
-}
-
-static const char *
-control_part(const SagaDefinition *def, int node)
-{
-	switch (def->graph->nodes[node].kind)
-	{
-		case SAGA_NODE_BRANCH:
-			return "case";
-		case SAGA_NODE_EACH:
-			return "for_each";
-		case SAGA_NODE_LOOP:
-			return "while";
-		default:
-			return "time";
-	}
 }
 
 static void
@@ -223,18 +233,15 @@ collect_statements(Check *check)
 	for (int i = 0; i < nnodes; i++)
 	{
 		const char *step = def->graph->nodes[i].name;
-		const SagaCall *action = def->action[i];
 
-		add_statement(check, step, "condition", def->condition[i]);
-		add_statement(check, step, control_part(def, i), def->control[i]);
-		add_statement(check, step,
-					  action && action->kind == SAGA_CALL_CHILD ? "input" : "action",
-					  action);
-		if (action != NULL)
-			add_statement(check, step, "decline_if", action->decline_if);
+		add_statement(check, step, NULL, def->condition[i]);
+		add_statement(check, step, NULL, def->control[i]);
+		add_statement(check, step, "action", def->action[i]);
+		if (def->action[i] != NULL)
+			add_statement(check, step, NULL, def->action[i]->decline_if);
 		add_statement(check, step, "compensation", def->compensation[i]);
 	}
-	add_statement(check, NULL, "output", def->output);
+	add_statement(check, NULL, NULL, def->output);
 	add_statement(check, NULL, "on_completed", def->on_completed);
 	add_statement(check, NULL, "on_compensated", def->on_compensated);
 	add_statement(check, NULL, "on_stuck", def->on_stuck);

@@ -281,6 +281,7 @@ compile_compensation(SagaCompile *c, int i)
 												   SAGA_DEFAULT_TIMEOUT)),
 								 retry);
 	call->shape = SAGA_RESULT_FIRST;
+	call->callback = saga_json_bool(json, "callback");
 	c->def->compensation[i] = call;
 	node->compensation_local = call->server == NULL;
 }
@@ -305,13 +306,14 @@ compile_step(SagaCompile *c, int i)
 	node->pivot = saga_json_bool(json, "pivot");
 	node->timeout = get_time(json, "callback_timeout", 0);
 	node->at_most_once = delivery != NULL && strcmp(delivery, "at_most_once") == 0;
-	node->action_local = action->server == NULL && action->queue == NULL;
+	/* one that may be taken on has an outcome that comes later */
+	node->action_local = action->server == NULL && !action->callback;
 	compile_compensation(c, i);
 }
 
 /*
- * A saga of another definition: starting it is a local action, and undoing it
- * a local compensation, both of which are answered when it ends.
+ * A saga of another definition.  To the machine that is a call to elsewhere:
+ * it is taken on, and answered when the other saga ends.
  */
 static void
 compile_child(SagaCompile *c, int i)
@@ -330,8 +332,8 @@ compile_child(SagaCompile *c, int i)
 	}
 	node->pivot = saga_json_bool(json, "pivot");
 	node->has_compensation = true;
-	node->action_local = true;
-	node->compensation_local = true;
+	node->action_local = false;
+	node->compensation_local = false;
 }
 
 /* All of a node but its texts and its place in the order. */
@@ -515,6 +517,7 @@ set_expression(SagaCall *call, const SagaCall *expression)
 	if (expression == NULL)
 		return;
 	call->tmpl = expression->tmpl;
+	call->part = expression->part;
 	call->plain = expression->plain;
 }
 
@@ -583,7 +586,8 @@ compile_texts(SagaCompile *c, int i)
 	if (compensation != NULL && compensation->kind != SAGA_CALL_CHILD)
 	{
 		SagaPlace	place = {.c = c,.node = i,.part = "compensation",.undo = true,
-			.remote = compensation->server != NULL};
+			.remote = compensation->server != NULL,
+			.token = compensation->callback};
 
 		text = saga_json_text(c->nodes[i].json, "compensation");
 		place.http = is_http(compensation, text);
@@ -795,7 +799,8 @@ saga_definition_compile(const SagaDefinitionRow *row, SagaFaults *faults)
 	def->on_completed = compile_hook(&c, body, "on_completed");
 	def->on_compensated = compile_hook(&c, body, "on_compensated");
 	def->on_stuck = compile_hook(&c, body, "on_stuck");
-	def->graph->has_on_completed = def->on_completed != NULL;
+	/* an output is evaluated in the ending transaction, like on_completed */
+	def->graph->has_on_completed = def->on_completed != NULL || def->output != NULL;
 	def->graph->has_on_compensated = def->on_compensated != NULL;
 	def->graph->has_on_stuck = def->on_stuck != NULL;
 	saga_two_phase_compile(&c);

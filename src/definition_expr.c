@@ -149,7 +149,7 @@ type_operands(SagaTemplate *tmpl, A_Expr *e)
 	}
 	else if ((compared || computed) &&
 			 (is_number(e->lexpr) || is_number(e->rexpr) ||
-			  (computed && left != NULL && right != NULL)))
+			  (computed && right != NULL && (left != NULL || e->lexpr == NULL))))
 	{
 		set_number(left);
 		set_number(right);
@@ -288,6 +288,7 @@ compile_select(SagaPlace *place, const char *sql)
 	List	   *parsed = NIL;
 
 	call->shape = SAGA_RESULT_FIRST;
+	call->part = place->part;
 	call->tmpl = saga_compile_template(place, sql);
 	if (call->tmpl == NULL)
 		return NULL;

@@ -275,7 +275,7 @@ check_place(SagaPlace *place, SagaSystemName id, const char *name)
 	if (id == SAGA_SYS_CALLBACK_TOKEN && !place->token)
 	{
 		place->hint = "Say callback => true if the step is answered later by saga.complete_step().";
-		return psprintf("\"%s\" means something in the action of a step with callback only", name);
+		return psprintf("\"%s\" means something in a step with callback only", name);
 	}
 	return NULL;
 }

@@ -61,8 +61,8 @@ saga_compile_failures(SagaCompile *c)
 		SagaNode   *node = &c->def->graph->nodes[i];
 		const char *failure = c->nodes[i].on_failure;
 
-		if (failure == NULL)
-			continue;
+		if (failure == NULL || node->kind == SAGA_NODE_SAVEPOINT)
+			continue;			/* nothing of a save-point can fail */
 		if (strncmp(failure, "goto:", 5) != 0)
 		{
 			node->on_failure = strcmp(failure, "continue") == 0 ? SAGA_FAILURE_CONTINUE :

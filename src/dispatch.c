@@ -18,6 +18,7 @@
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
 
+#include "child.h"
 #include "compat.h"
 #include "coordinator.h"
 #include "guc.h"
@@ -163,9 +164,29 @@ saga_call_cancel(SagaRun *run, int step, SagaOp op)
 	{
 		if (call->run != run || call->node != step || call->op != op)
 			continue;
-		if (call->local && call->solo && call->executor >= 0)
+		/* one that was answered before its own end keeps its effect */
+		if (call->local && call->solo && call->executor >= 0 &&
+			!(call->call && call->call->callback))
 			stop_executor(call->executor);
 	}
+}
+
+bool
+saga_call_is_out(SagaRun *run, int step, SagaOp op)
+{
+	HASH_SEQ_STATUS status;
+	SagaCallOut *call;
+
+	if (run->calls == 0)
+		return false;
+	hash_seq_init(&status, calls);
+	while ((call = hash_seq_search(&status)) != NULL)
+		if (call->run == run && call->node == step && call->op == op)
+		{
+			hash_seq_term(&status);
+			return true;
+		}
+	return false;
 }
 
 /* ----------------------------------------------------------- executors */
@@ -446,8 +467,8 @@ saga_dispatch_job(SagaHook hook)
 	memset((char *) call + sizeof(call->tag), 0, sizeof(*call) - sizeof(call->tag));
 	memset(&request, 0, sizeof(request));
 	call->hook = request.hook = hook;
-	call->solo = request.solo = hook == SAGA_HOOK_UPKEEP;
 	call->eval = request.eval = SAGA_EVAL_NONE;
+	call->solo = request.solo = hook == SAGA_HOOK_UPKEEP;
 	call->local = true;
 	call->executor = -1;
 	request.tag = tag;
@@ -499,7 +520,10 @@ take_reply(const char *data)
 		payload->result = MemoryContextAlloc(saga_turn_context, reply.result_length);
 		memcpy(payload->result, p, reply.result_length);
 	}
-	if (call->eval != SAGA_EVAL_NONE)
+	if (call->call && call->call->kind == SAGA_CALL_CHILD &&
+		reply.answer == SAGA_ANSWER_ACCEPTED)
+		saga_child_started(call);
+	else if (call->eval != SAGA_EVAL_NONE)
 		saga_evaluated(call, reply.answer, payload);
 	else
 		saga_run_answer(call, reply.answer, reply.free, payload);
@@ -541,12 +565,12 @@ lose_call(SagaCallOut *call)
 		saga_call_done(call);
 		return;
 	}
-	call->run->holds = true;	/* for all that is known */
 	if (call->eval != SAGA_EVAL_NONE)
 	{
 		saga_run_lost(call);
 		return;
 	}
+	call->run->holds = true;	/* for all that is known */
 	outcomes = saga_log_read_outcomes(UINT64CONST(1) << saga_bucket(&call->saga_id),
 									  &call->saga_id, &n);
 	for (int i = 0; i < n; i++)

@@ -75,7 +75,7 @@ typedef struct SagaExecReply
 	bool		slow;			/* ran longer than a shared action may */
 	bool		holds;			/* the saga now holds, or waits for, a lock or
 								 * a reservation */
-	bool		free;			/* waits for a lock: eats no attempt */
+	bool		free;			/* waits for somebody: eats no attempt */
 	int32		retry_ms;		/* ... and is not tried again before this */
 	char		sqlstate[6];
 	int32		message_length; /* with '\0'; 0 = none */
@@ -115,6 +115,14 @@ saga_exec_call(SagaDefinition *def, int node, SagaOp op, SagaHook hook, int eval
 		return saga_definition_eval(def, node, (SagaEval) eval);
 	call = op == SAGA_OP_UNDO ? def->compensation[node] : def->action[node];
 	return call && eval == SAGA_EVAL_DECLINE_IF ? call->decline_if : call;
+}
+
+/* Values beyond those of the expressions: the action of a CHILD has its name. */
+static inline int
+saga_exec_extra(const SagaCall *call, SagaOp op, int eval)
+{
+	return call && call->kind == SAGA_CALL_CHILD && op == SAGA_OP_ACTION &&
+		eval == SAGA_EVAL_NONE ? 1 : 0;
 }
 
 /*

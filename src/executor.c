@@ -39,6 +39,7 @@
 #include "utils/timeout.h"
 
 #include "callbacks.h"
+#include "child.h"
 #include "compat.h"
 #include "errors.h"
 #include "exec.h"
@@ -313,7 +314,8 @@ run_statement(Work *item, SagaDefinition *def, SagaCall *call, int part,
 	SagaUserSwitch saved;
 	int			rc;
 
-	check_owner(def);
+	if (!call->plain)
+		check_owner(def);
 	memset(&key, 0, sizeof(key));
 	key.part = part;
 	key.definition_id = def->id;
@@ -398,6 +400,14 @@ run_action(Work *item, SagaDefinition *def, SagaCall *call, SagaCall *after)
 	else if (call)
 		item->result = run_statement(item, def, call, 0, item->values);
 	saga_accepted_allowed = false;
+	if (saga_exec_extra(call, item->request.op, item->request.eval) > 0)
+	{
+		/* the result is the child's input */
+		saga_child_start(&item->request.saga_id, item->values[item->request.nvalues - 1],
+						 def, call->child, item->result);
+		item->result = NULL;
+		saga_accepted_now = true;
+	}
 	item->reply.answer = saga_accepted_now ?
 		SAGA_ANSWER_ACCEPTED : SAGA_ANSWER_DONE;
 	if (after == NULL || item->reply.answer == SAGA_ANSWER_ACCEPTED)
@@ -564,7 +574,7 @@ static void
 begin_local(Work *item)
 {
 	item->action.saga_id = item->request.saga_id;
-	item->action.step = item->request.node;
+	item->action.step = item->request.step;
 	item->action.op = item->request.op;
 	saga_local_begin(&item->action);
 }
@@ -574,7 +584,7 @@ end_local(Work *item)
 {
 	saga_local_end();
 	if (item->request.op == SAGA_OP_UNDO && item->request.holds)
-		saga_isolation_undone(&item->request.saga_id, item->request.node);
+		saga_isolation_undone(&item->request.saga_id, item->request.step);
 	item->reply.holds = item->action.took;
 }
 
@@ -613,9 +623,7 @@ wait_for_lock(Work *item)
 	MemoryContextSwitchTo(batch_context);
 }
 
-/*
- * An expression only reads, and leaves no row: it may be evaluated again.
- */
+/* An expression only reads, and leaves no row: it may be evaluated again. */
 static void
 run_item(Work *item)
 {
@@ -640,7 +648,8 @@ run_item(Work *item)
 		call = saga_exec_call(def, r->node, r->op, r->hook, r->eval);
 		after = saga_exec_after(def, call, r->op, r->hook, r->eval);
 		if ((call == NULL && after == NULL) ||
-			(call ? call->tmpl->nparams : 0) + (after ? after->tmpl->nparams : 0) != r->nvalues)
+			(call ? call->tmpl->nparams : 0) + (after ? after->tmpl->nparams : 0) +
+			saga_exec_extra(call, r->op, r->eval) != r->nvalues)
 			ereport(ERROR,
 					(errcode(ERRCODE_DATA_CORRUPTED),
 					 errmsg("definition of saga \"%s\" has no such local action", def->name)));
@@ -659,7 +668,7 @@ run_item(Work *item)
 		}
 		PopActiveSnapshot();
 		disarm_limits();
-		if (r->eval == SAGA_EVAL_NONE)
+		if (r->eval == SAGA_EVAL_NONE && saga_exec_extra(call, r->op, r->eval) == 0)
 		{
 			CommandCounterIncrement();
 			PushActiveSnapshot(GetTransactionSnapshot());

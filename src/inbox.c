@@ -13,8 +13,10 @@
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
 
+#include "child.h"
 #include "compat.h"
 #include "coordinator.h"
+#include "signals.h"
 
 static HTAB *taken;				/* ids of rows taken, until they are deleted */
 
@@ -183,6 +185,71 @@ take_verb(Known *known, const SagaInboxRow *row)
 
 /* -------------------------------------------------------------- signals */
 
+/* Its own name, or the one that stands for all. */
+int
+saga_signal_number(const SagaDefinition *def, const char *signal)
+{
+	int			any = -1;
+
+	for (int i = 0; i < def->graph->nsignals; i++)
+	{
+		if (strcmp(def->graph->signals[i], signal) == 0)
+			return i;
+		if (strcmp(def->graph->signals[i], SAGA_ANY_SIGNAL) == 0)
+			any = i;
+	}
+	return any;
+}
+
+/* Who waits for any signal is told which one came. */
+static Jsonb *
+name_and_payload(const char *signal, const Jsonb *payload)
+{
+	JsonbParseState *state = NULL;
+	JsonbValue	key;
+	JsonbValue	value;
+	Jsonb	   *object;
+	MemoryContext old = MemoryContextSwitchTo(saga_turn_context);
+
+	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	key.type = jbvString;
+	key.val.string.val = "signal";
+	key.val.string.len = 6;
+	pushJsonbValue(&state, WJB_KEY, &key);
+	value.type = jbvString;
+	value.val.string.val = pstrdup(signal);
+	value.val.string.len = (int) strlen(signal);
+	pushJsonbValue(&state, WJB_VALUE, &value);
+	key.val.string.val = "payload";
+	key.val.string.len = 7;
+	pushJsonbValue(&state, WJB_KEY, &key);
+	if (payload == NULL)
+		value.type = jbvNull;
+	else if (!JB_ROOT_IS_SCALAR(payload) ||
+			 !JsonbExtractScalar((JsonbContainer *) &payload->root, &value))
+	{
+		value.type = jbvBinary;
+		value.val.binary.data = (JsonbContainer *) &payload->root;
+		value.val.binary.len = VARSIZE(payload) - VARHDRSZ;
+	}
+	pushJsonbValue(&state, WJB_VALUE, &value);
+	object = JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
+	MemoryContextSwitchTo(old);
+	return object;
+}
+
+/* The signal's number, its payload as it is kept; -1 if nobody waits for it. */
+static int
+signal_of(const SagaRun *run, const SagaInboxRow *row, SagaPayload **payload)
+{
+	int			number = saga_signal_number(run->def, row->step);
+
+	*payload = payload_of(row);
+	if (number >= 0 && strcmp(run->def->graph->signals[number], SAGA_ANY_SIGNAL) == 0)
+		(*payload)->result = name_and_payload(row->step, row->result);
+	return number;
+}
+
 /*
  * A signal for a saga that has not begun stays in the inbox, and is read again
  * when it begins; so does one for a saga whose end is decided and not written:
@@ -195,6 +262,7 @@ take_signal(Known *known, const SagaInboxRow *row)
 	SagaRun    *run = known->run ? known->run :
 		saga_take_in(known, SAGA_ADMIT_LETTER, &pending);
 	SagaEvent	event;
+	SagaPayload *payload;
 
 	if (pending || (run && SAGA_STATE_ENDED(run->state->state)))
 		return;
@@ -203,20 +271,11 @@ take_signal(Known *known, const SagaInboxRow *row)
 		memset(&event, 0, sizeof(event));
 		event.kind = SAGA_EVENT_SIGNAL;
 		event.node = SAGA_NO_NODE;
-		event.value = saga_signal_number(run->def, row->step);
+		event.value = signal_of(run, row, &payload);
 		if (event.value >= 0)
-			saga_run_feed(run, &event, payload_of(row));
+			saga_run_feed(run, &event, payload);
 	}
 	consumed(row->id, true);
-}
-
-int
-saga_signal_number(const SagaDefinition *def, const char *signal)
-{
-	for (int i = 0; i < def->graph->nsignals; i++)
-		if (strcmp(def->graph->signals[i], signal) == 0)
-			return i;
-	return -1;
 }
 
 SagaLogEntry *
@@ -232,12 +291,13 @@ saga_inbox_late_signals(SagaRun *run, int *n)
 	{
 		SagaInboxRow row;
 		SagaLogEntry *entry = &entries[*n];
+		SagaPayload *payload;
 		int			number;
 
 		if (is_taken(rows[i].inbox_id) || !saga_log_read_inbox(rows[i].inbox_id, &row))
 			continue;
 		consumed(row.id, true);
-		number = saga_signal_number(run->def, row.step);
+		number = signal_of(run, &row, &payload);
 		if (number < 0 || (row.note && saga_signal_seen(run, row.note)))
 			continue;
 		entry->saga_id = run->row.id;
@@ -245,7 +305,7 @@ saga_inbox_late_signals(SagaRun *run, int *n)
 		entry->record.kind = SAGA_RECORD_SIGNAL;
 		entry->record.node = SAGA_NO_NODE;
 		entry->record.value = number;
-		entry->payload = *payload_of(&row);
+		entry->payload = *payload;
 		saga_complete_payload(run, &entry->record, &entry->payload);
 		saga_remember_record(run, &entry->record, &entry->payload);
 		(*n)++;
@@ -259,15 +319,37 @@ saga_inbox_late_signals(SagaRun *run, int *n)
 static void
 forget_outcome(SagaRun *run, int step, SagaOp op)
 {
-	const SagaNode *node = &run->def->graph->nodes[saga_node_of(run, step)];
+	int			node = saga_node_of(run, step);
+	const SagaCall *call = op == SAGA_OP_UNDO ? run->def->compensation[node] :
+		run->def->action[node];
 	SagaOutcomeKey *key;
 
-	if (!(op == SAGA_OP_UNDO ? node->compensation_local : node->action_local))
+	if (call == NULL || call->server || call->kind != SAGA_CALL_SQL)
 		return;
 	key = SAGA_APPEND(saga_turn.outcomes, saga_turn.noutcomes, saga_turn.maxoutcomes);
 	key->saga_id = run->row.id;
 	key->node = step;
 	key->op = saga_outcome_op(op);
+}
+
+/* What a later answer says must be of the type that the step returns. */
+static void
+check_returns(SagaRun *run, int step, SagaPayload *payload)
+{
+	const SagaCall *call = run->def->action[saga_node_of(run, step)];
+	char	   *problem = NULL;
+	MemoryContext old;
+
+	if (payload->result == NULL || call == NULL || call->returns_type == NULL)
+		return;
+	old = MemoryContextSwitchTo(saga_turn_context);
+	payload->result = saga_result_from_text(call,
+											JsonbToCString(NULL, &payload->result->root,
+														   VARSIZE(payload->result)),
+											&problem);
+	if (problem)
+		payload->message = psprintf("the result is not usable: %s", problem);
+	MemoryContextSwitchTo(old);
 }
 
 /* complete, fail, heartbeat: of a step whose call was taken on. */
@@ -298,8 +380,40 @@ take_answer(Known *known, const SagaInboxRow *row, bool alive)
 				event.answer == SAGA_ANSWER_TRANSIENT ? "SGB02" : "",
 				sizeof(payload->sqlstate));
 	}
+	else if (!alive && event.op == SAGA_OP_ACTION)
+		check_returns(run, event.node, payload);
 	if (saga_run_feed(run, &event, payload) && !alive)
 		forget_outcome(run, event.node, event.op);
+}
+
+/* ---------------------------------------------------------- sub-sagas */
+
+/* A child has ended: its parent looks what has become of it. */
+static void
+take_child_ended(Known *known, const SagaInboxRow *row)
+{
+	SagaRun    *run = known->run ? known->run :
+		saga_take_in(known, SAGA_ADMIT_LETTER, NULL);
+
+	consumed(row->id, true);
+	if (run == NULL || row->step == NULL)
+		return;
+	if (strcmp(row->verb, SAGA_UNDO_REFUSED) == 0)
+		saga_child_undo_refused(run, row->step, row->note ? row->note : "");
+	else
+		saga_child_ended(run, row->step);
+}
+
+/* A parent wants this saga undone, also when it has ended. */
+static void
+take_undo_child(Known *known, const SagaInboxRow *row)
+{
+	SagaRun    *run = known->run ? known->run :
+		saga_take_in(known, SAGA_ADMIT_ENDED, NULL);
+
+	consumed(row->id, true);
+	if (run)
+		saga_undo_child(run);
 }
 
 /* ------------------------------------------------------------ one row */
@@ -320,6 +434,11 @@ saga_inbox_take(int64 inbox_id)
 		take_answer(known, &row, false);
 	else if (strcmp(row.verb, "heartbeat") == 0)
 		take_answer(known, &row, true);
+	else if (strcmp(row.verb, SAGA_CHILD_ENDED) == 0 ||
+			 strcmp(row.verb, SAGA_UNDO_REFUSED) == 0)
+		take_child_ended(known, &row);
+	else if (strcmp(row.verb, SAGA_UNDO_CHILD) == 0)
+		take_undo_child(known, &row);
 	else
 		take_verb(known, &row);
 }

@@ -234,6 +234,8 @@ write_changes(const SagaTurn *turn)
 			v[INST_ENDED_AT] = TimestampTzGetDatum(c->ended_at);
 			r[INST_ENDED_AT] = true;
 		}
+		else if (c->reopened)
+			n[INST_ENDED_AT] = r[INST_ENDED_AT] = true;
 		if (!saga_table_update(table, &key, v, n, r))
 			ereport(WARNING,
 					(errcode(ERRCODE_DATA_CORRUPTED),
@@ -345,29 +347,6 @@ write_waiting(const SagaTurn *turn)
 	}
 }
 
-/* What the sagas that end here, or go back, hold. */
-static void
-release_held(const SagaTurn *turn)
-{
-	SagaIsolationEnd *ends = NULL;
-	int			n = 0;
-
-	for (int i = 0; i < turn->nchanges; i++)
-	{
-		const SagaInstanceChange *c = &turn->changes[i];
-
-		if (!c->holds || c->ended_elsewhere || c->ended_at == 0)
-			continue;
-		if (ends == NULL)
-			ends = palloc(sizeof(SagaIsolationEnd) * turn->nchanges);
-		ends[n].saga_id = c->id;
-		ends[n++].keeps = c->state != SAGA_COMPENSATED;
-	}
-	saga_isolation_end(ends, n);
-	for (int i = 0; i < turn->nreplaced; i++)
-		saga_isolation_undone(&turn->replaced[i].saga_id, turn->replaced[i].node);
-}
-
 static void
 run_write(SPIPlanPtr *plan, const char *sql, int nargs, Oid *types,
 		  Datum *values, const char *nulls)
@@ -392,6 +371,7 @@ static void
 write_queued(const SagaTurn *turn)
 {
 	static SPIPlanPtr remove = NULL;
+	static SPIPlanPtr forget = NULL;
 	static SPIPlanPtr insert = NULL;
 	Oid			types[7] = {UUIDOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, INT4OID, JSONBOID};
 
@@ -409,6 +389,13 @@ write_queued(const SagaTurn *turn)
 				  "SELECT id FROM saga.queued_step WHERE saga_id = $1"
 				  " AND ($2 IS NULL OR (step = $2 AND operation = $3)) FOR UPDATE SKIP LOCKED))",
 				  3, types, v, nulls);
+		if (q->step == NULL)
+			run_write(&forget, "WITH progress AS (DELETE FROM saga.step_progress p USING ("
+					  "  SELECT saga_id, step, operation FROM saga.step_progress"
+					  "  WHERE saga_id = $1 FOR UPDATE SKIP LOCKED) o"
+					  " WHERE p.saga_id = o.saga_id AND p.step = o.step AND p.operation = o.operation)"
+					  " DELETE FROM saga.local_outcome WHERE saga_id = $1 AND accepted",
+					  1, types, v, NULL);
 		if (q->removed)
 			continue;
 		v[3] = CStringGetTextDatum(q->queue);
@@ -422,6 +409,67 @@ write_queued(const SagaTurn *turn)
 	}
 }
 
+/* What the sagas that end here, or go back, hold. */
+static void
+release_held(const SagaTurn *turn)
+{
+	SagaIsolationEnd *ends = NULL;
+	int			n = 0;
+
+	for (int i = 0; i < turn->nchanges; i++)
+	{
+		const SagaInstanceChange *c = &turn->changes[i];
+
+		if (!c->holds || c->ended_elsewhere || c->ended_at == 0)
+			continue;
+		if (ends == NULL)
+			ends = palloc(sizeof(SagaIsolationEnd) * turn->nchanges);
+		ends[n].saga_id = c->id;
+		ends[n++].keeps = c->state != SAGA_COMPENSATED;
+	}
+	saga_isolation_end(ends, n);
+	for (int i = 0; i < turn->nreplaced; i++)
+		saga_isolation_undone(&turn->replaced[i].saga_id, turn->replaced[i].node);
+}
+
+/* Whoever owns the addressee hears of it when this commits. */
+static void
+write_messages(const SagaTurn *turn)
+{
+	static SPIPlanPtr plan = NULL;
+	Oid			types[5] = {UUIDOID, INT2OID, TEXTOID, TEXTOID, TEXTOID};
+
+	if (turn->nmessages > 0 && plan == NULL)
+	{
+		SPIPlanPtr	fresh = SPI_prepare("INSERT INTO saga.inbox (saga_id, bucket, verb, step, note, actor)"
+										" VALUES ($1, $2, $3, $4, $5, 'saga') RETURNING id", 5, types);
+
+		if (fresh == NULL || SPI_keepplan(fresh) != 0)
+			elog(ERROR, "could not prepare the messages of sagas");
+		plan = fresh;
+	}
+	for (int i = 0; i < turn->nmessages; i++)
+	{
+		const SagaMessage *m = &turn->messages[i];
+		Datum		v[5];
+		char		nulls[6] = "     ";
+		bool		isnull;
+
+		v[0] = UUIDPGetDatum(&m->to);
+		v[1] = Int16GetDatum(saga_bucket(&m->to));
+		v[2] = CStringGetTextDatum(m->verb);
+		nulls[3] = m->step ? ' ' : 'n';
+		v[3] = m->step ? CStringGetTextDatum(m->step) : (Datum) 0;
+		nulls[4] = m->note ? ' ' : 'n';
+		v[4] = m->note ? CStringGetTextDatum(m->note) : (Datum) 0;
+		if (SPI_execute_plan(plan, v, nulls, false, 0) != SPI_OK_INSERT_RETURNING)
+			elog(ERROR, "could not write saga.inbox");
+		saga_wake_at_commit(&m->to, DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
+																 SPI_tuptable->tupdesc, 1, &isnull)), 0);
+		SPI_freetuptable(SPI_tuptable);
+	}
+}
+
 void
 saga_log_write(const SagaTurn *turn)
 {
@@ -431,6 +479,7 @@ saga_log_write(const SagaTurn *turn)
 	delete_consumed(turn);
 	write_waiting(turn);
 	write_queued(turn);
+	write_messages(turn);
 }
 
 /* ---------------------------------------------------------------- reading */
@@ -473,6 +522,12 @@ saga_log_read_instance(const pg_uuid_t *id, SagaInstanceRow *row)
 		row->deadline = n[INST_DEADLINE] ? DT_NOEND : DatumGetTimestampTz(v[INST_DEADLINE]);
 		row->ended = !n[INST_ENDED_AT];
 		row->origin = DatumGetInt32(v[INST_ORIGIN]);
+		row->has_parent = !n[INST_PARENT] && !n[INST_PARENT_STEP];
+		if (row->has_parent)
+		{
+			row->parent_id = *DatumGetUUIDP(v[INST_PARENT]);
+			row->parent_step = TextDatumGetCString(v[INST_PARENT_STEP]);
+		}
 		row->scheduled = !n[INST_LABELS] &&
 			has_member(DatumGetJsonbP(v[INST_LABELS]), "schedule");
 		row->two_phase = strcmp(TextDatumGetCString(v[INST_PROTOCOL]), "two_phase") == 0;
@@ -749,6 +804,24 @@ saga_log_read_outcomes(uint64 buckets, const pg_uuid_t *only, int *n)
 	}
 	SPI_freetuptable(SPI_tuptable);
 	return outcomes;
+}
+
+bool
+saga_log_read_outcome(const pg_uuid_t *id, int32 step, char op, Jsonb **result)
+{
+	SagaTable  *table = saga_table_open("local_outcome", AccessShareLock);
+	Datum		key[3];
+	Datum		v[SAGA_MAX_COLUMNS];
+	bool		n[SAGA_MAX_COLUMNS];
+	bool		found;
+
+	key[0] = UUIDPGetDatum(id);
+	key[1] = Int32GetDatum(step);
+	key[2] = CharGetDatum(op);
+	found = saga_table_fetch(table, key, v, n);
+	*result = found && !n[5] ? DatumGetJsonbPCopy(v[5]) : NULL;
+	saga_table_close(table);
+	return found;
 }
 
 char *

@@ -50,6 +50,7 @@ typedef struct SagaInstanceChange
 	const char *error;
 	TimestampTz ended_at;		/* 0: not ended */
 	bool		ended_elsewhere;	/* an executor has written state and end */
+	bool		reopened;		/* it had ended, and goes on */
 	bool		holds;			/* it may hold locks or reservations */
 } SagaInstanceChange;
 
@@ -78,7 +79,7 @@ typedef struct SagaQueued
 	pg_uuid_t	saga_id;
 	const char *step;
 	SagaOp		op;
-	bool		removed;
+	bool		removed;		/* with step NULL: all that waits for answers */
 	const char *queue;
 	const char *definition;
 	int32		priority;
@@ -90,6 +91,16 @@ typedef struct SagaWakeup
 	pg_uuid_t	saga_id;
 	TimestampTz due;			/* 0: remove; DT_NOEND: until somebody acts */
 } SagaWakeup;
+
+/* What one saga tells another: a row of saga.inbox for that. */
+typedef struct SagaMessage
+{
+	pg_uuid_t	to;
+	pg_uuid_t	from;
+	const char *verb;
+	const char *step;
+	const char *note;
+} SagaMessage;
 
 /* All that one turn makes durable; written in one transaction. */
 typedef struct SagaTurn
@@ -112,12 +123,15 @@ typedef struct SagaTurn
 	int			nwakeups,
 				maxwakeups;
 	SagaWakeup *wakeups;
-	int			nreplaced,
-				maxreplaced;
-	SagaOutcomeKey *replaced;	/* steps that are begun anew */
 	int			nqueued,
 				maxqueued;
 	SagaQueued *queued;
+	int			nreplaced,
+				maxreplaced;
+	SagaOutcomeKey *replaced;	/* steps that are begun anew */
+	int			nmessages,
+				maxmessages;
+	SagaMessage *messages;
 } SagaTurn;
 
 /* Inside a transaction of the coordinator. */
@@ -139,6 +153,9 @@ typedef struct SagaInstanceRow
 	bool		ended;			/* by an executor, log not yet closed */
 	int32		origin;			/* saga_origin() of where it was started */
 	bool		scheduled;		/* started by a schedule */
+	bool		has_parent;		/* it is a sub-saga */
+	pg_uuid_t	parent_id;
+	char	   *parent_step;
 	bool		two_phase;		/* protocol */
 } SagaInstanceRow;
 
@@ -187,6 +204,10 @@ typedef struct SagaOutcome
 /* Committed local actions that are not in the log yet. */
 extern SagaOutcome *saga_log_read_outcomes(uint64 buckets, const pg_uuid_t *only,
 										   int *n);
+
+/* One of them, or of one whose answer comes later; false if it is not there. */
+extern bool saga_log_read_outcome(const pg_uuid_t *id, int32 step, char op,
+								  Jsonb **result);
 
 /*
  * Sagas begun before this time that are live or have not ended before it

@@ -451,7 +451,8 @@ typedef enum SagaEventKind
 	SAGA_EVENT_COMPLETED,		/* node, op, answer: of a call that was
 								 * ACCEPTED, or whose ACCEPTED is not here yet;
 								 * the first one counts.  A call that is still
-								 * out is cancelled by it. */
+								 * out is cancelled by it.  A "no" must come
+								 * before any answer of a later attempt. */
 	SAGA_EVENT_HEARTBEAT,		/* node, op: an accepted call is alive */
 	SAGA_EVENT_SIGNAL,			/* value = signal */
 } SagaEventKind;

@@ -236,6 +236,7 @@ collect_elements(SagaRun *run, int step, SagaPayload *payload)
 	int32	   *by_number = palloc(sizeof(int32) * Max(n, 1));
 	Size		size = 0;
 	JsonbParseState *state = NULL;
+	MemoryContext old;
 
 	for (int i = 0; i < n; i++)
 		by_number[i] = -1;
@@ -251,14 +252,17 @@ collect_elements(SagaRun *run, int step, SagaPayload *payload)
 			size += VARSIZE(run->results[by_number[i]]);
 	if (size > (Size) saga_max_payload)
 	{
+		payload->result = NULL;
 		payload->message = "the results of the elements together are larger than saga.max_payload, see those of the elements";
 		pfree(by_number);
 		return;
 	}
+	old = MemoryContextSwitchTo(saga_turn_context);
 	pushJsonbValue(&state, WJB_BEGIN_ARRAY, NULL);
 	for (int i = 0; i < n; i++)
 		push_element(&state, by_number[i] < 0 ? NULL : run->results[by_number[i]]);
 	payload->result = JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_ARRAY, NULL));
+	MemoryContextSwitchTo(old);
 	pfree(by_number);
 }
 

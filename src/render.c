@@ -211,7 +211,7 @@ rendered_http(const SagaCall *call, const SagaValues *facts, char **values)
 }
 
 static Jsonb *
-rendered(const SagaCall *call, char **values)
+rendered_sql(const SagaCall *call, char **values)
 {
 	JsonbParseState *ps = NULL;
 
@@ -235,6 +235,13 @@ rendered(const SagaCall *call, char **values)
 	}
 	pushJsonbValue(&ps, WJB_END_ARRAY, NULL);
 	return JsonbValueToJsonb(pushJsonbValue(&ps, WJB_END_OBJECT, NULL));
+}
+
+Jsonb *
+saga_rendered(const SagaCall *call, const SagaValues *facts, char **values)
+{
+	return call->tmpl->kind == SAGA_TEMPLATE_HTTP ?
+		rendered_http(call, facts, values) : rendered_sql(call, values);
 }
 
 /*
@@ -282,7 +289,5 @@ saga_render(PG_FUNCTION_ARGS)
 
 	texts = palloc0(Max(1, call->tmpl->nparams) * sizeof(char *));
 	saga_template_bind(call->tmpl, &values, texts);
-	if (call->tmpl->kind == SAGA_TEMPLATE_HTTP)
-		PG_RETURN_JSONB_P(rendered_http(call, &values, texts));
-	PG_RETURN_JSONB_P(rendered(call, texts));
+	PG_RETURN_JSONB_P(saga_rendered(call, &values, texts));
 }

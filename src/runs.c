@@ -572,6 +572,8 @@ saga_take_in(Known *known, SagaAdmission how, bool *pending)
 	}
 	if (SAGA_STATE_ENDED(run->state->state))
 	{
+		if (how == SAGA_ADMIT_ENDED)
+			return run;
 		saga_run_free(run, true);
 		return NULL;
 	}
@@ -579,7 +581,7 @@ saga_take_in(Known *known, SagaAdmission how, bool *pending)
 	known->clean = false;
 	if (!feed_recovered(run) && run->state->seq == 0)
 	{
-		if (how == SAGA_ADMIT_COMMAND)
+		if (how != SAGA_ADMIT_START)
 			return run;			/* the command comes first */
 		memset(&event, 0, sizeof(event));
 		event.kind = SAGA_EVENT_START;
@@ -600,23 +602,27 @@ is_ours(uint64 buckets, const pg_uuid_t *id)
 }
 
 void
+saga_runs_command(uint64 buckets, int max)
+{
+	while (max-- > 0 && commands.head < commands.tail)
+	{
+		SagaRingEntry entry = commands.entries[commands.head++ % commands.size];
+
+		saga_current = entry.saga_id;
+		saga_current_set = true;
+		if (is_ours(buckets, &entry.saga_id))
+			saga_inbox_take(entry.inbox_id);
+	}
+	saga_current_set = false;
+}
+
+void
 saga_runs_admit(uint64 buckets, int max)
 {
-	while (max-- > 0 && saga_arrivals_pending())
+	while (max-- > 0 && arrivals.n > 0 && loaded < saga_max_running)
 	{
-		SagaRingEntry entry;
-		Known	   *known;
+		Known	   *known = arrivals.members[0];
 
-		if (commands.head < commands.tail)
-		{
-			entry = commands.entries[commands.head++ % commands.size];
-			saga_current = entry.saga_id;
-			saga_current_set = true;
-			if (is_ours(buckets, &entry.saga_id))
-				saga_inbox_take(entry.inbox_id);
-			continue;
-		}
-		known = arrivals.members[0];
 		dequeue(known);
 		saga_current = known->id;
 		saga_current_set = true;

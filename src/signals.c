@@ -170,7 +170,8 @@ check_signal(const SagaDefinition *def, const Letter *letter)
 	char	   *signal = text_to_cstring(letter->signal);
 
 	for (int i = 0; def && i < def->graph->nsignals; i++)
-		if (strcmp(def->graph->signals[i], signal) == 0)
+		if (strcmp(def->graph->signals[i], signal) == 0 ||
+			strcmp(def->graph->signals[i], SAGA_ANY_SIGNAL) == 0)
 			return;
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),

@@ -10,6 +10,9 @@
 
 #include "utils/uuid.h"
 
+/* A step that waits for this takes signals of every name. */
+#define SAGA_ANY_SIGNAL		"*"
+
 /*
  * Until the end of the transaction no signal for this saga can be left behind.
  * False, at once, if one is under way in a transaction that has not ended.

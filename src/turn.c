@@ -19,6 +19,7 @@
 
 #include "compat.h"
 #include "coordinator.h"
+#include "child.h"
 #include "guc.h"
 #include "signals.h"
 #include "two_phase.h"
@@ -138,6 +139,14 @@ note_change(SagaRun *run, TimestampTz now)
 	}
 	if (SAGA_STATE_ENDED(state->state) && c->ended_at == 0)
 		c->ended_at = now;
+	if (!SAGA_STATE_ENDED(state->state) &&
+		(SAGA_STATE_ENDED(run->written_state) || c->ended_at != 0))
+	{
+		/* a child that had completed is undone */
+		c->reopened = true;
+		c->ended_at = 0;
+		run->ended_elsewhere = false;
+	}
 	c->ended_elsewhere = run->ended_elsewhere;
 	c->holds = run->holds;
 	run->written_state = state->state;
@@ -233,12 +242,12 @@ absorb_commands(SagaRun *run)
 	pfree(copies);
 }
 
-/* Of an ended saga, no step is for saga.take(). */
+/* Of an ended saga no step waits for an answer, nor is one for saga.take(). */
 static void
 take_offers_back(SagaRun *run)
 {
 	for (int i = 0; i < run->def->graph->nnodes; i++)
-		if (run->def->action[i] && run->def->action[i]->kind == SAGA_CALL_QUEUE)
+		if (run->def->action[i] && run->def->action[i]->callback)
 		{
 			SagaQueued *q = SAGA_APPEND(saga_turn.queued, saga_turn.nqueued,
 										saga_turn.maxqueued);
@@ -491,6 +500,11 @@ saga_turn_prepare(void)
 		SagaRun    *run = touched[i];
 		SagaWakeup *w;
 
+		if (SAGA_STATE_ENDED(run->state->state) && !run->end_undone && !run->told)
+		{
+			saga_child_tell(run);
+			run->told = true;
+		}
 		if (!run->evict || run->calls > 0 || run->known->has_wakeup)
 			continue;
 		w = SAGA_APPEND(saga_turn.wakeups, saga_turn.nwakeups, saga_turn.maxwakeups);
@@ -566,10 +580,16 @@ saga_turn_drop(const pg_uuid_t *id, const SagaRun *run)
 			t->outcomes[kept++] = t->outcomes[i];
 	t->noutcomes = kept;
 	kept = 0;
+	for (int i = 0; i < t->nmessages; i++)
+		if (memcmp(&t->messages[i].from, id, UUID_LEN) != 0)
+			t->messages[kept++] = t->messages[i];
+	t->nmessages = kept;
+	kept = 0;
 	for (int i = 0; i < t->nreplaced; i++)
 		if (memcmp(&t->replaced[i].saga_id, id, UUID_LEN) != 0)
 			t->replaced[kept++] = t->replaced[i];
 	t->nreplaced = kept;
+	kept = 0;
 	for (int i = 0; i < t->nqueued; i++)
 		if (memcmp(&t->queued[i].saga_id, id, UUID_LEN) != 0)
 			t->queued[kept++] = t->queued[i];

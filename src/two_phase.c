@@ -717,6 +717,10 @@ saga_branch_request(const pg_uuid_t *saga_id, const SagaCall *call, SagaOp op,
 SagaAnswerKind
 saga_branch_answer(const SagaCall *call, SagaOp op, SagaAnswerKind kind)
 {
+	/* of an output there is no statement */
+	if (call == NULL)
+		return kind;
+
 	/* claimed: it was rolled back, and its key refused */
 	if (call->role == SAGA_BRANCH_PREPARE && op == SAGA_OP_CLAIM &&
 		kind == SAGA_ANSWER_DONE)
