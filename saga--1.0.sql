@@ -1170,6 +1170,53 @@ $f$;
 COMMENT ON FUNCTION saga_participant.vote(text, integer, bigint, text, uuid, text, timestamp with time zone, text) IS
 'claim the key of a branch of two-phase commit, or tell that it has voted';
 
+-- Before COMMIT PREPARED or ROLLBACK PREPARED, which cannot be part of a
+-- statement of ours: an old coordinator is refused, and with a session's lock,
+-- which unfence() gives back after it, nobody becomes a newer one.  A session
+-- whose coordinator is gone must not keep the lock: it ends after 10 s.
+CREATE OR REPLACE FUNCTION saga_participant.fence
+	(p_coordinator text, p_timeline integer, p_counter bigint, p_nonce text,
+	 p_session boolean)
+RETURNS text
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $f$
+DECLARE
+	v_key bigint := hashtextextended(p_coordinator, 7461);
+BEGIN
+	IF p_session AND current_setting('server_version_num')::integer >= 140000 THEN
+		PERFORM set_config('idle_session_timeout', '10s', false);
+		PERFORM pg_advisory_lock_shared(v_key);
+	END IF;
+	IF NOT EXISTS (SELECT FROM saga_participant.epoch e
+				   WHERE e.coordinator = p_coordinator
+					 AND e.timeline = p_timeline AND e.counter = p_counter
+					 AND e.nonce = p_nonce) THEN
+		RAISE EXCEPTION 'coordinator "%" is not the current one', p_coordinator
+			USING ERRCODE = 'SGB04',
+				  DETAIL = 'A newer one has announced itself at this participant.';
+	END IF;
+	RETURN 'D';
+END
+$f$;
+COMMENT ON FUNCTION saga_participant.fence(text, integer, bigint, text, boolean) IS
+'is this the current coordinator, and, with a session''s lock, will it be until that is given back?';
+
+CREATE OR REPLACE FUNCTION saga_participant.unfence(p_coordinator text)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $f$
+BEGIN
+	IF current_setting('server_version_num')::integer >= 140000 THEN
+		PERFORM pg_advisory_unlock_shared(hashtextextended(p_coordinator, 7461));
+		PERFORM set_config('idle_session_timeout', '0', false);
+	END IF;
+END
+$f$;
+COMMENT ON FUNCTION saga_participant.unfence(text) IS
+'give back what fence() took for the session';
+
 -- Undo of an action that may not have happened: refuse its key first, which
 -- waits for a first try that still runs.  'N': it had not, nothing was run.
 CREATE OR REPLACE FUNCTION saga_participant.undo
