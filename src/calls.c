@@ -18,6 +18,7 @@
 #include "utils/numeric.h"
 
 #include "callbacks.h"
+#include "amend.h"
 #include "child.h"
 #include "compat.h"
 #include "coordinator.h"
@@ -241,7 +242,8 @@ start_remote(SagaRun *run, SagaCallOut *out, const SagaCommand *c, char **values
 	request.values = values;
 	request.shape = call->shape;
 	request.expect_rows = call->expect_rows;
-	request.timeout_ms = call->timeout_ms;
+	request.timeout_ms = saga_amend_timeout(run, c->node, request.op == SAGA_OP_UNDO,
+											call->timeout_ms);
 	request.attempt = c->attempt;
 	request.callback = call->callback;
 	if (call->callback)
