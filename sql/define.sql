@@ -102,7 +102,7 @@ SELECT saga.define('f', ARRAY(SELECT saga.step('s' || i, 'SELECT 1') FROM genera
 SELECT '{"kind": "step"}'::saga.node;
 -- nodes that no constructor made
 SELECT * FROM step_faults($$ '{"kind": "step", "name": "a", "action": 1, "after": "b", "pivot": "yes", "timeout": "long", "more": 1, "nodes": []}'::jsonb::saga.node,
-    '{"kind": "loop"}'::jsonb::saga.node, '[]'::jsonb::saga.node, '{"kind": "parallel", "nodes": 1}'::jsonb::saga.node $$);
+    '{"kind": "dance"}'::jsonb::saga.node, '[]'::jsonb::saga.node, '{"kind": "parallel", "nodes": 1}'::jsonb::saga.node $$);
 
 -- ---- order ----
 SELECT * FROM step_faults($$ saga.step('a', 'SELECT 1', after => '{c}'), saga.step('b', 'SELECT 1', after => '{a}'),

@@ -72,6 +72,21 @@ saga_connector_context(void)
 	return connector_context;
 }
 
+void
+saga_uuid_text(const pg_uuid_t *uuid, char *out)
+{
+	static const char hex[] = "0123456789abcdef";
+
+	for (int i = 0; i < UUID_LEN; i++)
+	{
+		if (i == 4 || i == 6 || i == 8 || i == 10)
+			*out++ = '-';
+		*out++ = hex[uuid->data[i] >> 4];
+		*out++ = hex[uuid->data[i] & 0xf];
+	}
+	*out = '\0';
+}
+
 /* ---- timers ---- */
 
 static int
@@ -573,6 +588,13 @@ call_timer(SagaTimer *timer)
 					   "The call was not sent.", NULL);
 	saga_call_fault(call, &fault);
 	link->call = NULL;
+	if (call->in_doubt && !link->connector->link_is_connection)
+	{
+		/* one request that is slow says nothing of the way there */
+		saga_call_finish(call);
+		saga_endpoint_link_gone(link, NULL);
+		return;
+	}
 	saga_call_finish(call);
 	fault.kind = SAGA_ANSWER_TRANSIENT; /* for those that are not sent */
 	saga_endpoint_link_gone(link, &fault);
@@ -674,9 +696,10 @@ saga_endpoint_pump(SagaEndpoint *endpoint)
 static SagaConnCall *
 new_call(const SagaRequest *request, SagaEndpoint *endpoint)
 {
-	MemoryContext context = AllocSetContextCreate(connector_context,
-												  "saga call",
-												  ALLOCSET_SMALL_SIZES);
+	/* most calls need no second block */
+	MemoryContext context = AllocSetContextCreate(connector_context, "saga call",
+												  0, 4 * 1024,
+												  ALLOCSET_DEFAULT_MAXSIZE);
 	MemoryContext old = MemoryContextSwitchTo(context);
 	SagaConnCall *call = palloc0(sizeof(SagaConnCall));
 

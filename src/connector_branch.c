@@ -85,7 +85,7 @@ send_vote(SagaPqLink *link, const SagaRequest *request)
 	char		saga[40];
 	char		not_after[64];
 
-	saga_call_uuid_text(&request->saga_id, saga);
+	saga_uuid_text(&request->saga_id, saga);
 	saga_call_time_text(request->not_after, not_after, sizeof(not_after));
 	values[0] = saga;
 	values[1] = request->step;
@@ -183,7 +183,7 @@ send_look(SagaPqLink *link, const SagaRequest *request)
 	const char *values[3];
 	char		saga[40];
 
-	saga_call_uuid_text(&request->saga_id, saga);
+	saga_uuid_text(&request->saga_id, saga);
 	values[0] = saga_connector_epoch()->coordinator;
 	values[1] = saga;
 	values[2] = request->step;

@@ -28,21 +28,6 @@ static void send_run(SagaPqLink *link, SagaStatement *statement);
 
 /* ---- texts ---- */
 
-void
-saga_call_uuid_text(const pg_uuid_t *uuid, char *out)
-{
-	static const char hex[] = "0123456789abcdef";
-
-	for (int i = 0; i < UUID_LEN; i++)
-	{
-		if (i == 4 || i == 6 || i == 8 || i == 10)
-			*out++ = '-';
-		*out++ = hex[uuid->data[i] >> 4];
-		*out++ = hex[uuid->data[i] & 0xf];
-	}
-	*out = '\0';
-}
-
 /* ISO in UTC whatever this session's settings; 0 and no end are infinity. */
 void
 saga_call_time_text(TimestampTz t, char *out, size_t size)
@@ -552,7 +537,7 @@ saga_call_run_piece(SagaPqLink *link, const SagaPiece *piece,
 	char		max[16];
 	char		name[40] = "saga_call";
 
-	saga_call_uuid_text(&request->saga_id, saga);
+	saga_uuid_text(&request->saga_id, saga);
 	saga_call_time_text(request->not_after, not_after, sizeof(not_after));
 	snprintf(expect, sizeof(expect), "%d", piece->expect_rows);
 	snprintf(max, sizeof(max), "%d", piece->max_result);
@@ -587,7 +572,7 @@ saga_call_claim(SagaPqLink *link, const SagaRequest *request, const char *op)
 	char		saga[40];
 	char		not_after[64];
 
-	saga_call_uuid_text(&request->saga_id, saga);
+	saga_uuid_text(&request->saga_id, saga);
 	saga_call_time_text(request->not_after, not_after, sizeof(not_after));
 	values[0] = saga;
 	values[1] = request->step;
@@ -667,7 +652,10 @@ saga_call_answer_text(const PGresult *res)
 	return text;
 }
 
-/* 'D...' done, 'P...' was done, 'N' undo of nothing, 'R' refused. */
+/*
+ * 'D...' done, 'P...' was done, 'N' undo of nothing, 'R' refused, 'A' taken on,
+ * now or before.
+ */
 static void
 take_run_result(SagaPqLink *link, SagaConnCall *call, const PGresult *res)
 {
@@ -682,6 +670,8 @@ take_run_result(SagaPqLink *link, SagaConnCall *call, const PGresult *res)
 	{
 		if (text[0] == 'R')
 			call->answer.kind = SAGA_ANSWER_REFUSED;
+		else if (text[0] == 'A')
+			call->answer.kind = SAGA_ANSWER_ACCEPTED;
 		else if (strchr("DPN", text[0]) == NULL || text[0] == '\0')
 			return;
 		call->answer.ran = text[0] == 'D' || text[0] == 'P';

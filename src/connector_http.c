@@ -9,9 +9,11 @@
  * told of sockets and timers and never waits itself, and names are resolved by
  * resolver.c, since libcurl would start a thread.  Touches no table.
  *
- * A *pool* is an endpoint with one set of options: its connections are shared
+ * A *site* is an endpoint with one set of options: its connections are shared
  * with nobody, so none is used under options that it was not opened with.  A
- * link is a place in which one call at a time is made.
+ * link is a place in which one call at a time is made.  Links of a site share
+ * connections in *pools* of a few, because libcurl looks through all that it
+ * keeps for each request.
  *
  * Outcomes: nothing of the request was sent, transient (or broken, where only
  * the configuration can mend it); the head of a complete refusal came, what
@@ -45,6 +47,8 @@
 #define MAX_REFUSAL			(64 * 1024) /* of the body of one */
 #define KEEP_BUFFER			(64 * 1024) /* of memory between calls */
 #define MORE_SOCKETS		20000
+#define POOL_LINKS			16
+#define POOL_LINKS_TLS		100 /* streams that one HTTP/2 connection may have */
 
 /* Addresses by what calling them could do. */
 typedef enum Reach
@@ -55,20 +59,20 @@ typedef enum Reach
 	REACH_SPECIAL,				/* link-local, multicast, reserved */
 } Reach;
 
-typedef struct HttpPool
+typedef struct HttpSite
 {
 	SagaEndpoint *endpoint;
 	uint64		fingerprint;	/* of the options it is made for */
 	MemoryContext context;		/* holds this */
-	int			refs;			/* its links, and who works on it */
-	CURLM	   *multi;
-	SagaTimer	timer;			/* as libcurl wants it */
+	int			refs;			/* its pools, and who works on it */
+	dlist_head	pools;
 	SagaParticipantStat *stat;
-	dlist_head	sockets;		/* HttpSocket */
 	char	   *name;			/* of the server */
+	SagaHttpIdentity *identity;
 	char	   *host;
 	char	   *port;
 	char	   *cafile;			/* or NULL: the system's */
+	bool		tls;
 	bool		allow_private;
 	bool		literal;		/* the host is an address */
 	int			connect_timeout_ms;
@@ -80,6 +84,17 @@ typedef struct HttpPool
 	SagaResolve *resolve;		/* under way */
 	bool		resolving;
 	dlist_head	waiting;		/* links whose calls wait for it */
+} HttpSite;
+
+typedef struct HttpPool
+{
+	dlist_node	node;			/* in site->pools */
+	HttpSite   *site;
+	int			nlinks;
+	int			refs;			/* its links, and who works on it */
+	CURLM	   *multi;
+	SagaTimer	timer;			/* as libcurl wants it */
+	dlist_head	sockets;		/* HttpSocket */
 } HttpPool;
 
 typedef struct HttpSocket
@@ -100,7 +115,7 @@ typedef struct HttpLink
 	dlist_node	waiting_node;
 	bool		waiting;		/* for the host's addresses */
 	bool		running;		/* in the hands of libcurl */
-	SagaHttpRequest request;
+	SagaHttpRequest *request;	/* of the call */
 
 	/* what libcurl's callbacks noted */
 	int			begun;			/* times a connection was ready for it */
@@ -170,16 +185,16 @@ reach_of_ipv6(const uint8 *a)
 }
 
 /*
- * May this pool open a connection there?  Whoever made the server may have
+ * May this site open a connection there?  Whoever made the server may have
  * meant an address that he wrote himself; a name can be made to mean anything
  * by others.
  */
 static bool
-may_call(const HttpPool *pool, const struct sockaddr *addr)
+may_call(const HttpSite *site, const struct sockaddr *addr)
 {
 	Reach		reach;
 
-	if (pool->allow_private)
+	if (site->allow_private)
 		return true;
 	if (addr->sa_family == AF_INET)
 		reach = reach_of_ipv4(ntohl(((const struct sockaddr_in *) addr)->sin_addr.s_addr));
@@ -190,9 +205,9 @@ may_call(const HttpPool *pool, const struct sockaddr *addr)
 		case REACH_PUBLIC:
 			return true;
 		case REACH_LOOPBACK:
-			return pool->literal || pg_strcasecmp(pool->host, "localhost") == 0;
+			return site->literal || pg_strcasecmp(site->host, "localhost") == 0;
 		case REACH_PRIVATE:
-			return pool->literal;
+			return site->literal;
 		default:
 			return false;
 	}
@@ -265,13 +280,13 @@ static curl_socket_t
 open_socket(void *arg, curlsocktype purpose, struct curl_sockaddr *addr)
 {
 	HttpLink   *link = arg;
-	HttpPool   *pool = link->pool;
+	HttpSite   *site = link->pool->site;
 	int			fd;
 
 	if (purpose != CURLSOCKTYPE_IPCXN ||
 		(addr->family != AF_INET && addr->family != AF_INET6))
 		return CURL_SOCKET_BAD;
-	if (!may_call(pool, &addr->addr))
+	if (!may_call(site, &addr->addr))
 	{
 		const void *bytes = addr->family == AF_INET ?
 			(const void *) &((struct sockaddr_in *) &addr->addr)->sin_addr :
@@ -293,8 +308,8 @@ open_socket(void *arg, curlsocktype purpose, struct curl_sockaddr *addr)
 		link->no_descriptor = true;
 		return CURL_SOCKET_BAD;
 	}
-	pg_atomic_fetch_add_u64(&pool->stat->connects, 1);
-	pg_atomic_fetch_add_u32(&pool->stat->connections, 1);
+	pg_atomic_fetch_add_u64(&site->stat->connects, 1);
+	pg_atomic_fetch_add_u32(&site->stat->connections, 1);
 	return fd;
 }
 
@@ -303,7 +318,7 @@ close_socket(void *arg, curl_socket_t fd)
 {
 	HttpPool   *pool = arg;
 
-	pg_atomic_fetch_sub_u32(&pool->stat->connections, 1);
+	pg_atomic_fetch_sub_u32(&pool->site->stat->connections, 1);
 	release_socket();
 	return close(fd);
 }
@@ -399,7 +414,7 @@ about_to_send(void *arg, char *remote_ip, char *local_ip, int remote_port,
 {
 	HttpLink   *link = arg;
 
-	if (link->begun++ > 0 && !link->request.safe)
+	if (link->begun++ > 0 && !link->request->safe)
 	{
 		link->resent = true;
 		return CURL_PREREQFUNC_ABORT;
@@ -442,7 +457,7 @@ take_body(char *data, size_t size, size_t n, void *arg)
 {
 	HttpLink   *link = arg;
 	size_t		length = size * n;
-	size_t		limit = link->pool->max_response;
+	size_t		limit = link->pool->site->max_response;
 
 	if (link->status < 200 || link->status > 299)
 		limit = Min(limit, MAX_REFUSAL);
@@ -480,8 +495,7 @@ stop_transfer(HttpLink *link)
 	if (link->running)
 		(void) curl_multi_remove_handle(link->pool->multi, link->easy);
 	link->running = false;
-	curl_slist_free_all(link->request.headers);
-	memset(&link->request, 0, sizeof(link->request));
+	link->request = NULL;
 	if (link->maxsize > KEEP_BUFFER)
 	{
 		free(link->body);
@@ -509,7 +523,7 @@ call_done(HttpLink *link)
 static void
 not_sent_fault(HttpLink *link, CURLcode rc, SagaFault *fault)
 {
-	const char *server = link->pool->name;
+	const char *server = link->pool->site->name;
 	const char *why = link->error[0] ? link->error : curl_easy_strerror(rc);
 	char		message[256];
 
@@ -549,11 +563,11 @@ unknown_fault(HttpLink *link, CURLcode rc, SagaFault *fault)
 
 	snprintf(message, sizeof(message),
 			 "connection to server \"%s\" was lost before its answer",
-			 link->pool->name);
+			 link->pool->site->name);
 	if (link->too_large || link->head_too_large)
 	{
 		snprintf(message, sizeof(message), "the answer of server \"%s\" is too large",
-				 link->pool->name);
+				 link->pool->site->name);
 		if (link->too_large)
 			saga_fault_set(fault, SAGA_ANSWER_UNKNOWN, "54000", message, NULL,
 						   "Raise the server's option max_response_size, and saga.max_payload.");
@@ -590,7 +604,7 @@ take_answer(HttpLink *link)
 	if (curl_easy_getinfo(link->easy, CURLINFO_RETRY_AFTER, &seconds) == CURLE_OK &&
 		seconds > 0)
 		response.retry_after = Min(seconds, 10 * 366 * 86400) * SAGA_SECOND;
-	saga_http_answer(call, &link->request, &response);
+	saga_http_answer(call, link->pool->site->identity, &response);
 	MemoryContextSwitchTo(old);
 }
 
@@ -612,36 +626,47 @@ transfer_done(HttpLink *link, CURLcode rc)
 		return;
 	}
 	if (link->begun == 0 || sent == 0)
+	{
 		not_sent_fault(link, rc, &fault);
-	else
-		unknown_fault(link, rc, &fault);
-	saga_call_fault(call, &fault);
-	if (fault.kind == SAGA_ANSWER_UNKNOWN)
-		fault.kind = SAGA_ANSWER_TRANSIENT; /* for those that are not sent */
-
-	/* something is there that answers, if not well */
-	if (link->status > 0)
-		saga_endpoint_works(endpoint);
-	else
 		saga_endpoint_failed(endpoint, &fault);
+	}
+	else
+	{
+		/* the way there is good; it is the request that came to nothing */
+		unknown_fault(link, rc, &fault);
+		saga_endpoint_works(endpoint);
+	}
+	saga_call_fault(call, &fault);
 	call_done(link);
+}
+
+static void
+release_site(HttpSite *site)
+{
+	if (--site->refs > 0)
+		return;
+	if (site->endpoint->site == site)
+		site->endpoint->site = NULL;
+	if (site->resolve)
+		saga_resolve_forget(site->resolve);
+	curl_slist_free_all(site->addresses);
+	MemoryContextDelete(site->context);
 }
 
 static void
 release_pool(HttpPool *pool)
 {
+	HttpSite   *site = pool->site;
+
 	if (--pool->refs > 0)
 		return;
-	if (pool->endpoint->pool == pool)
-		pool->endpoint->pool = NULL;
-	if (pool->resolve)
-		saga_resolve_forget(pool->resolve);
 	curl_multi_cleanup(pool->multi);
 	while (!dlist_is_empty(&pool->sockets))
 		forget_socket(dlist_head_element(HttpSocket, node, &pool->sockets));
 	saga_timer_clear(&pool->timer);
-	curl_slist_free_all(pool->addresses);
-	MemoryContextDelete(pool->context);
+	dlist_delete(&pool->node);
+	pfree(pool);
+	release_site(site);
 }
 
 /* Take what libcurl has finished; the caller's hold on the pool ends here. */
@@ -665,54 +690,70 @@ drain(HttpPool *pool)
 
 /* ---- sending ---- */
 
+/* What is the same in all requests of a link. */
 static void
 set_options(HttpLink *link)
 {
-	HttpPool   *pool = link->pool;
+	HttpSite   *site = link->pool->site;
 	CURL	   *easy = link->easy;
-	const SagaHttpRequest *request = &link->request;
 
-	curl_easy_reset(easy);
 	curl_easy_setopt(easy, CURLOPT_PRIVATE, (char *) link);
 	curl_easy_setopt(easy, CURLOPT_ERRORBUFFER, link->error);
 	curl_easy_setopt(easy, CURLOPT_NOSIGNAL, 1L);
 
 	/* where to: what the server's options say, and nowhere else */
-	curl_easy_setopt(easy, CURLOPT_URL, request->url);
 	curl_easy_setopt(easy, CURLOPT_PROTOCOLS_STR, "http,https");
 	curl_easy_setopt(easy, CURLOPT_PATH_AS_IS, 1L);
 	curl_easy_setopt(easy, CURLOPT_DISALLOW_USERNAME_IN_URL, 1L);
 	curl_easy_setopt(easy, CURLOPT_FOLLOWLOCATION, 0L);
 	curl_easy_setopt(easy, CURLOPT_PROXY, "");
-	curl_easy_setopt(easy, CURLOPT_RESOLVE, pool->addresses);
 	curl_easy_setopt(easy, CURLOPT_OPENSOCKETFUNCTION, open_socket);
 	curl_easy_setopt(easy, CURLOPT_OPENSOCKETDATA, link);
 	curl_easy_setopt(easy, CURLOPT_CLOSESOCKETFUNCTION, close_socket);
-	curl_easy_setopt(easy, CURLOPT_CLOSESOCKETDATA, pool);
+	curl_easy_setopt(easy, CURLOPT_CLOSESOCKETDATA, link->pool);
 	curl_easy_setopt(easy, CURLOPT_SSL_VERIFYPEER, 1L);
 	curl_easy_setopt(easy, CURLOPT_SSL_VERIFYHOST, 2L);
 	curl_easy_setopt(easy, CURLOPT_SSLVERSION, (long) CURL_SSLVERSION_TLSv1_2);
-	if (pool->cafile)
-		curl_easy_setopt(easy, CURLOPT_CAINFO, pool->cafile);
+	if (site->cafile)
+		curl_easy_setopt(easy, CURLOPT_CAINFO, site->cafile);
 
 	/* how */
+	curl_easy_setopt(easy, CURLOPT_USERAGENT, "saga/1.0");
 	curl_easy_setopt(easy, CURLOPT_HTTP_VERSION, (long) CURL_HTTP_VERSION_2TLS);
-	curl_easy_setopt(easy, CURLOPT_PIPEWAIT,
-					 strncmp(request->url, "https:", 6) == 0 ? 1L : 0L);
+	curl_easy_setopt(easy, CURLOPT_PIPEWAIT, site->tls ? 1L : 0L);
 	curl_easy_setopt(easy, CURLOPT_TCP_KEEPALIVE, 1L);
-	curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, (long) pool->connect_timeout_ms);
+	curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, (long) site->connect_timeout_ms);
 	curl_easy_setopt(easy, CURLOPT_MAXAGE_CONN, CONNECTION_IDLE);
 	curl_easy_setopt(easy, CURLOPT_MAXLIFETIME_CONN, CONNECTION_LIFE);
-	if (link->link.call->request.at_most_once)
-	{
-		curl_easy_setopt(easy, CURLOPT_FRESH_CONNECT, 1L);
-		curl_easy_setopt(easy, CURLOPT_FORBID_REUSE, 1L);
-	}
+	curl_easy_setopt(easy, CURLOPT_BUFFERSIZE, 8192L);
 	curl_easy_setopt(easy, CURLOPT_PREREQFUNCTION, about_to_send);
 	curl_easy_setopt(easy, CURLOPT_PREREQDATA, link);
 
-	/* what */
+	/* what comes back */
+	curl_easy_setopt(easy, CURLOPT_HEADERFUNCTION, take_header);
+	curl_easy_setopt(easy, CURLOPT_HEADERDATA, link);
+	curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, take_body);
+	curl_easy_setopt(easy, CURLOPT_WRITEDATA, link);
+}
+
+static void
+set_request(HttpLink *link)
+{
+	CURL	   *easy = link->easy;
+	const SagaHttpRequest *request = link->request;
+	bool		once = link->link.call->request.at_most_once;
+
+	curl_easy_setopt(easy, CURLOPT_URL, request->url);
 	curl_easy_setopt(easy, CURLOPT_HTTPHEADER, request->headers);
+
+	/* each time: without them libcurl would start a thread to look them up */
+	curl_easy_setopt(easy, CURLOPT_RESOLVE, link->pool->site->addresses);
+
+	/* over a connection that was kept, libcurl might send it again */
+	curl_easy_setopt(easy, CURLOPT_FRESH_CONNECT, once ? 1L : 0L);
+	curl_easy_setopt(easy, CURLOPT_FORBID_REUSE, once ? 1L : 0L);
+
+	curl_easy_setopt(easy, CURLOPT_HTTPGET, 1L);	/* undoes the next two */
 	if (strcmp(request->method, "HEAD") == 0)
 		curl_easy_setopt(easy, CURLOPT_NOBODY, 1L);
 	else if (request->body || request->method[0] == 'P')
@@ -723,12 +764,6 @@ set_options(HttpLink *link)
 		curl_easy_setopt(easy, CURLOPT_POSTFIELDS, request->body ? request->body : "");
 	}
 	curl_easy_setopt(easy, CURLOPT_CUSTOMREQUEST, request->method);
-
-	/* what comes back */
-	curl_easy_setopt(easy, CURLOPT_HEADERFUNCTION, take_header);
-	curl_easy_setopt(easy, CURLOPT_HEADERDATA, link);
-	curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, take_body);
-	curl_easy_setopt(easy, CURLOPT_WRITEDATA, link);
 }
 
 static void
@@ -736,7 +771,7 @@ start_transfer(HttpLink *link)
 {
 	SagaFault	fault;
 
-	set_options(link);
+	set_request(link);
 	if (curl_multi_add_handle(link->pool->multi, link->easy) == CURLM_OK)
 	{
 		link->running = true;
@@ -751,13 +786,13 @@ start_transfer(HttpLink *link)
 /* ---- names ---- */
 
 static void
-keep_addresses(HttpPool *pool, int n, const char *const *addresses)
+keep_addresses(HttpSite *site, int n, const char *const *addresses)
 {
 	StringInfoData entry;
 	struct curl_slist *list;
 
 	initStringInfo(&entry);
-	appendStringInfo(&entry, "%s:%s:", pool->host, pool->port);
+	appendStringInfo(&entry, "%s:%s:", site->host, site->port);
 	for (int i = 0; i < n; i++)
 		appendStringInfo(&entry, strchr(addresses[i], ':') ? "%s[%s]" : "%s%s",
 						 i > 0 ? "," : "", addresses[i]);
@@ -765,41 +800,41 @@ keep_addresses(HttpPool *pool, int n, const char *const *addresses)
 	pfree(entry.data);
 	if (list == NULL)
 		return;
-	curl_slist_free_all(pool->addresses);
-	pool->addresses = list;
-	pool->resolved_at = GetCurrentTimestamp();
+	curl_slist_free_all(site->addresses);
+	site->addresses = list;
+	site->resolved_at = GetCurrentTimestamp();
 }
 
 static void
 name_resolved(void *arg, int n, const char *const *addresses,
 			  const char *fault_text)
 {
-	HttpPool   *pool = arg;
+	HttpSite   *site = arg;
 	SagaFault	fault;
 	char		message[256];
 
-	pool->resolve = NULL;
-	pool->resolving = false;
-	pool->refs++;
+	site->resolve = NULL;
+	site->resolving = false;
+	site->refs++;
 	if (n > 0)
-		keep_addresses(pool, n, addresses);
+		keep_addresses(site, n, addresses);
 	else
 	{
 		snprintf(message, sizeof(message),
-				 "could not resolve host \"%s\" of server \"%s\": %s", pool->host,
-				 pool->name, fault_text ? fault_text : "it has no address");
+				 "could not resolve host \"%s\" of server \"%s\": %s", site->host,
+				 site->name, fault_text ? fault_text : "it has no address");
 		saga_fault_set(&fault, SAGA_ANSWER_TRANSIENT, "08001", message, NULL, NULL);
-		if (pool->addresses == NULL)
-			saga_endpoint_failed(pool->endpoint, &fault);
+		if (site->addresses == NULL)
+			saga_endpoint_failed(site->endpoint, &fault);
 	}
-	while (!dlist_is_empty(&pool->waiting))
+	while (!dlist_is_empty(&site->waiting))
 	{
-		HttpLink   *link = dlist_head_element(HttpLink, waiting_node, &pool->waiting);
+		HttpLink   *link = dlist_head_element(HttpLink, waiting_node, &site->waiting);
 
 		dlist_delete(&link->waiting_node);
 		link->waiting = false;
 		/* better the addresses of half a minute ago than none */
-		if (pool->addresses)
+		if (site->addresses)
 			start_transfer(link);
 		else
 		{
@@ -807,17 +842,17 @@ name_resolved(void *arg, int n, const char *const *addresses,
 			call_done(link);
 		}
 	}
-	release_pool(pool);
+	release_site(site);
 }
 
 static void
 send_call(SagaLink *base, SagaConnCall *call)
 {
 	HttpLink   *link = (HttpLink *) base;
-	HttpPool   *pool = link->pool;
+	HttpSite   *site = link->pool->site;
 	MemoryContext old = MemoryContextSwitchTo(call->context);
-	bool		good = saga_http_request(call, &link->request);
 
+	link->request = saga_http_request(call, site->identity);
 	MemoryContextSwitchTo(old);
 	link->begun = 0;
 	link->resent = false;
@@ -831,94 +866,127 @@ send_call(SagaLink *base, SagaConnCall *call)
 	link->status = 0;
 	link->size = 0;
 	link->error[0] = '\0';
-	if (!good)
+	if (link->request == NULL)
 		call_done(link);
-	else if (pool->literal ||
-			 (pool->addresses &&
-			  pool->resolved_at + ADDRESSES_LIFE > GetCurrentTimestamp()))
+	else if (site->literal ||
+			 (site->addresses &&
+			  site->resolved_at + ADDRESSES_LIFE > GetCurrentTimestamp()))
 		start_transfer(link);
 	else
 	{
 		link->waiting = true;
-		dlist_push_tail(&pool->waiting, &link->waiting_node);
-		if (!pool->resolving)
+		dlist_push_tail(&site->waiting, &link->waiting_node);
+		if (!site->resolving)
 		{
 			SagaResolve *resolve;
 
 			/* the answer may come, and end all this, before it returns */
-			pool->resolving = true;
-			pool->refs++;
-			resolve = saga_resolve_start(pool->host, name_resolved, pool);
-			if (pool->resolving)
-				pool->resolve = resolve;
-			release_pool(pool);
+			site->resolving = true;
+			site->refs++;
+			resolve = saga_resolve_start(site->host, name_resolved, site);
+			if (site->resolving)
+				site->resolve = resolve;
+			release_site(site);
 		}
 	}
 }
 
-/* ---- pools and links ---- */
+/* ---- sites, pools and links ---- */
 
-/* NULL: out of memory, or libcurl cannot be used. */
-static HttpPool *
-make_pool(SagaEndpoint *endpoint)
+static HttpSite *
+make_site(SagaEndpoint *endpoint)
 {
 	const SagaServer *server = endpoint->server;
 	const char *cafile = saga_server_value(server, "sslrootcert");
 	MemoryContext context = AllocSetContextCreate(saga_connector_context(),
-												  "saga HTTP pool",
+												  "saga HTTP site",
 												  ALLOCSET_SMALL_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(context);
-	HttpPool   *pool = palloc0(sizeof(HttpPool));
+	HttpSite   *site = palloc0(sizeof(HttpSite));
 	struct in6_addr unused;
 
-	pool->endpoint = endpoint;
-	pool->fingerprint = server->fingerprint;
-	pool->context = context;
-	pool->stat = endpoint->stat;
-	pool->name = pstrdup(server->name);
-	pool->host = pstrdup(saga_server_value(server, "host"));
-	pool->port = pstrdup(saga_server_value(server, "port"));
-	pool->cafile = cafile ? pstrdup(cafile) : NULL;
-	pool->allow_private = server->allow_private;
-	pool->literal = inet_pton(AF_INET, pool->host, &unused) == 1 ||
-		inet_pton(AF_INET6, pool->host, &unused) == 1;
-	pool->connect_timeout_ms = server->connect_timeout_ms;
-	pool->max_response = saga_connector_max_result();
+	site->endpoint = endpoint;
+	site->fingerprint = server->fingerprint;
+	site->context = context;
+	site->stat = endpoint->stat;
+	site->name = pstrdup(server->name);
+	site->identity = saga_http_identity(server);
+	site->host = pstrdup(saga_server_value(server, "host"));
+	site->port = pstrdup(saga_server_value(server, "port"));
+	site->cafile = cafile ? pstrdup(cafile) : NULL;
+	site->tls = strncmp(saga_server_value(server, "base"), "https:", 6) == 0;
+	site->allow_private = server->allow_private;
+	site->literal = inet_pton(AF_INET, site->host, &unused) == 1 ||
+		inet_pton(AF_INET6, site->host, &unused) == 1;
+	site->connect_timeout_ms = server->connect_timeout_ms;
+	site->max_response = saga_connector_max_result();
 	if (server->max_response > 0)
-		pool->max_response = Min(pool->max_response, server->max_response);
-	dlist_init(&pool->sockets);
-	dlist_init(&pool->waiting);
+		site->max_response = Min(site->max_response, server->max_response);
+	dlist_init(&site->pools);
+	dlist_init(&site->waiting);
 	MemoryContextSwitchTo(old);
-
 	make_room(server->pool_size);
-	pool->multi = curl_multi_init();
-	if (pool->multi == NULL)
-	{
-		MemoryContextDelete(context);
+	return site;
+}
+
+/* NULL: out of memory. */
+static HttpPool *
+make_pool(HttpSite *site)
+{
+	HttpPool   *pool;
+	CURLM	   *multi = curl_multi_init();
+
+	if (multi == NULL)
 		return NULL;
-	}
-	curl_multi_setopt(pool->multi, CURLMOPT_SOCKETFUNCTION, socket_changed);
-	curl_multi_setopt(pool->multi, CURLMOPT_SOCKETDATA, pool);
-	curl_multi_setopt(pool->multi, CURLMOPT_TIMERFUNCTION, timer_changed);
-	curl_multi_setopt(pool->multi, CURLMOPT_TIMERDATA, pool);
-	curl_multi_setopt(pool->multi, CURLMOPT_MAXCONNECTS, (long) server->pool_size);
+	pool = MemoryContextAllocZero(site->context, sizeof(HttpPool));
+	pool->site = site;
+	pool->multi = multi;
+	dlist_init(&pool->sockets);
+	dlist_push_head(&site->pools, &pool->node);
+	site->refs++;
+	curl_multi_setopt(multi, CURLMOPT_SOCKETFUNCTION, socket_changed);
+	curl_multi_setopt(multi, CURLMOPT_SOCKETDATA, pool);
+	curl_multi_setopt(multi, CURLMOPT_TIMERFUNCTION, timer_changed);
+	curl_multi_setopt(multi, CURLMOPT_TIMERDATA, pool);
+	curl_multi_setopt(multi, CURLMOPT_MAXCONNECTS, (long) POOL_LINKS_TLS);
 	return pool;
 }
 
+/* One with room for a link, held for the caller; or NULL: out of memory. */
 static HttpPool *
 pool_for(SagaEndpoint *endpoint)
 {
 	static bool library_ready = false;
-	HttpPool   *pool = endpoint->pool;
+	HttpSite   *site = endpoint->site;
+	HttpPool   *pool = NULL;
+	dlist_iter	iter;
 
-	if (pool != NULL && pool->fingerprint == endpoint->server->fingerprint)
-		return pool;
 	if (!library_ready && curl_global_init(CURL_GLOBAL_ALL) != CURLE_OK)
 		return NULL;
 	library_ready = true;
-	/* the old one goes with the last of its links */
-	endpoint->pool = make_pool(endpoint);
-	return endpoint->pool;
+	/* one of other options goes with the last of its links */
+	if (site == NULL || site->fingerprint != endpoint->server->fingerprint)
+		endpoint->site = site = make_site(endpoint);
+	site->refs++;
+	dlist_foreach(iter, &site->pools)
+	{
+		HttpPool   *one = dlist_container(HttpPool, node, iter.cur);
+
+		if (one->nlinks < (site->tls ? POOL_LINKS_TLS : POOL_LINKS))
+		{
+			pool = one;
+			break;
+		}
+	}
+	if (pool == NULL)
+		pool = make_pool(site);
+	if (pool)
+	{
+		pool->refs++;
+		pool->nlinks++;
+	}
+	release_site(site);
+	return pool;
 }
 
 static void
@@ -952,8 +1020,6 @@ open_link(SagaEndpoint *endpoint)
 	link->easy = easy;
 	link->idle_since = GetCurrentTimestamp();
 	link->link.fingerprint = endpoint->server->fingerprint;
-	if (pool)
-		pool->refs++;
 	saga_endpoint_link_add(endpoint, &link->link);
 	if (easy == NULL)
 	{
@@ -962,6 +1028,7 @@ open_link(SagaEndpoint *endpoint)
 		saga_endpoint_link_gone(&link->link, &fault);
 		return;
 	}
+	set_options(link);
 	saga_timer_set(&link->timer, link->idle_since + IDLE_FOR, check_idle);
 	saga_endpoint_link_free(&link->link);
 }
@@ -977,7 +1044,10 @@ close_link(SagaLink *base)
 		curl_easy_cleanup(link->easy);
 	free(link->body);
 	if (link->pool)
+	{
+		link->pool->nlinks--;
 		release_pool(link->pool);
+	}
 	MemoryContextDelete(link->context);
 }
 
@@ -987,6 +1057,9 @@ answer_here(SagaConnCall *call)
 {
 	switch (call->request.mode)
 	{
+		case SAGA_REQUEST_RUN:
+		case SAGA_REQUEST_UNDO:
+			return false;
 		case SAGA_REQUEST_CLAIM:
 			saga_call_error(call, SAGA_ANSWER_BROKEN, "0A000",
 							"an HTTP service cannot be asked whether a call was made",
@@ -996,7 +1069,10 @@ answer_here(SagaConnCall *call)
 			call->answer.kind = SAGA_ANSWER_DONE;
 			return true;
 		default:
-			return false;
+			saga_call_error(call, SAGA_ANSWER_BROKEN, "0A000",
+							"an HTTP service cannot take part in two-phase commit",
+							NULL, NULL);
+			return true;
 	}
 }
 

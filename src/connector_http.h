@@ -14,6 +14,16 @@
 
 #include "connector_internal.h"
 
+/* What all requests to a server have in common, as one user. */
+typedef struct SagaHttpIdentity
+{
+	char	   *base;			/* what paths are appended to */
+	List	   *credentials;	/* header lines */
+	List	   *secrets;		/* texts that must not come back to a reader */
+} SagaHttpIdentity;
+
+#define SAGA_HTTP_HEADERS	16	/* besides the credentials */
+
 /* A request as libcurl takes it; all of it lives as long as the call. */
 typedef struct SagaHttpRequest
 {
@@ -21,8 +31,7 @@ typedef struct SagaHttpRequest
 	char	   *url;
 	char	   *body;			/* or NULL */
 	bool		safe;			/* may be sent twice without a second thought */
-	struct curl_slist *headers; /* libcurl's; to be freed by the user */
-	List	   *secrets;		/* texts that must not come back to a reader */
+	struct curl_slist *headers;
 } SagaHttpRequest;
 
 /* An answer, or as much of it as came. */
@@ -32,23 +41,27 @@ typedef struct SagaHttpResponse
 	char		status_line[128];
 	char	   *body;			/* NULL: empty; ends with a zero byte */
 	size_t		size;
-	bool		complete;
 	const char *content_type;	/* or NULL */
 	const char *location;		/* where a redirect leads, or NULL */
 	SagaTime	retry_after;
 } SagaHttpResponse;
 
+/* In the current memory context. */
+extern SagaHttpIdentity *saga_http_identity(const SagaServer *server);
+
 /*
- * Build it, in the current memory context.  False, and the call answered but
+ * Build it, in the current memory context.  NULL, and the call answered but
  * not finished, if that cannot be.
  */
-extern bool saga_http_request(SagaConnCall *call, SagaHttpRequest *request);
+extern SagaHttpRequest *saga_http_request(SagaConnCall *call,
+										  const SagaHttpIdentity *identity);
 
 /*
  * What an answer means, into call->answer.  Its status is known, and if that
  * is a success it is complete.
  */
-extern void saga_http_answer(SagaConnCall *call, const SagaHttpRequest *request,
+extern void saga_http_answer(SagaConnCall *call,
+							 const SagaHttpIdentity *identity,
 							 SagaHttpResponse *response);
 
 #endif							/* SAGA_CONNECTOR_HTTP_H */

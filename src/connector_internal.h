@@ -104,7 +104,7 @@ struct SagaEndpoint
 {
 	SagaEndpointKey key;		/* first: hash key */
 	const SagaConnector *connector;
-	void	   *pool;			/* the connector's own; NULL at first */
+	void	   *site;			/* the connector's own; NULL at first */
 	SagaServer *server;			/* as last submitted */
 	MemoryContext server_context;
 	SagaParticipantStat *stat;
@@ -165,6 +165,9 @@ struct SagaConnCall
 extern const SagaEpoch *saga_connector_epoch(void);
 extern int	saga_connector_max_result(void);
 extern MemoryContext saga_connector_context(void);
+
+/* As UUIDs are written: 36 characters and a zero. */
+extern void saga_uuid_text(const pg_uuid_t *uuid, char *out);
 
 /* A new link, of which 'link' is a part, enters its endpoint. */
 extern void saga_endpoint_link_add(SagaEndpoint *endpoint, SagaLink *link);

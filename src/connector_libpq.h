@@ -191,7 +191,6 @@ extern const char *saga_call_answer_text(const PGresult *res);
 
 /* Was it our own claim that waited in vain?  Then no attempt was made. */
 extern bool saga_call_waited(const PGresult *res);
-extern void saga_call_uuid_text(const pg_uuid_t *uuid, char *out);
 extern void saga_call_time_text(TimestampTz t, char *out, size_t size);
 
 extern void saga_call_send(SagaPqLink *link);

@@ -32,6 +32,7 @@
 #include "guc.h"
 #include "http_result.h"
 #include "projector.h"
+#include "schedule.h"
 
 /* Locks of ours carry a field4 that no SQL function can produce. */
 #define SAGA_LOCK_CLASS		0x73616761
@@ -42,6 +43,9 @@
 #define LAZY_WRITE_RECORDS	512
 #define ADMIT_AT_ONCE		1000
 #define STANDBY_POLL_MS		5
+
+/* With more sagas than this, a poll looks for new ones only. */
+#define SCAN_ALL_BELOW		100000
 
 /* How a participant says that a later incarnation of us has called it. */
 #define STALE_EPOCH			"SGB04"
@@ -66,6 +70,7 @@ static int	write_failures = 0;
 static const char *fenced = NULL;	/* why participants refuse us */
 static TimestampTz write_again = 0;
 static TimestampTz next_upkeep = DT_NOEND;
+static bool partitions_made = false;
 static XLogRecPtr recovered_at;	/* what was read then counts as written here */
 
 static void
@@ -140,22 +145,23 @@ raise_epoch(SagaEpoch *epoch)
 	}
 }
 
-/* Every live saga of ours that we do not know. */
 static void
-scan_tables(void)
+found_live(const SagaLive *live)
+{
+	if (live->due != 0)
+		saga_sleeps(&live->id, live->due);
+	else
+		saga_arrive(&live->id, 0, live->priority);
+}
+
+/* Sagas of ours that we do not know, or of them those nobody has begun. */
+static void
+scan_tables(bool all)
 {
 	int			n;
-	SagaLive   *live;
 	SagaRingEntry *inbox;
 
-	live = saga_log_read_live(buckets, &n);
-	for (int i = 0; i < n; i++)
-	{
-		if (live[i].due != 0)
-			saga_sleeps(&live[i].id, live[i].due);
-		else
-			saga_arrive(&live[i].id, 0, live[i].priority);
-	}
+	saga_log_read_live(buckets, !all, found_live);
 	inbox = saga_log_list_inbox(buckets, &n);
 	for (int i = 0; i < n; i++)
 		saga_arrive(&inbox[i].saga_id, inbox[i].inbox_id, 0);
@@ -171,7 +177,7 @@ recover(void)
 	if (!saga_worker_begin("recovering sagas"))
 		proc_exit(0);
 	MemoryContextSwitchTo(loop_context);
-	scan_tables();
+	scan_tables(true);
 	outcomes = saga_log_read_outcomes(buckets, NULL, &n);
 	saga_recovered_outcomes(outcomes, n);
 	/* a saga whose end only an executor wrote is not among the live ones */
@@ -258,6 +264,7 @@ start(Datum main_arg)
 				 errdetail("New sagas are found every saga.safety_poll_interval only.")));
 	recover();
 	recovered_at = GetXLogInsertRecPtr();
+	me->ready_at = saga_now();
 	me->ready = true;
 	say("");
 	if (me->number == 0)
@@ -275,12 +282,17 @@ take_answer(SagaAnswer *answer)
 	SagaPayload *payload;
 	char	   *problem = NULL;
 
-	if (call == NULL)
+	if (call == NULL && !saga_orphans_asked(answer->tag))
 		return;
 	if (strcmp(answer->sqlstate, STALE_EPOCH) == 0)
 	{
 		/* no answer to the call: it is us whom they no longer listen to */
 		fenced = answer->message ? answer->message : "a participant refused this coordinator";
+		return;
+	}
+	if (call == NULL)
+	{
+		saga_orphans_answer(answer);
 		return;
 	}
 	payload = MemoryContextAllocZero(saga_turn_context, sizeof(SagaPayload));
@@ -291,12 +303,18 @@ take_answer(SagaAnswer *answer)
 		kind != SAGA_ANSWER_DONE && kind != SAGA_ANSWER_REFUSED)
 		kind = saga_classify_sqlstate(answer->sqlstate, answer->part > 0 ?
 									  call->call->parts[answer->part - 1] : call->call);
+	/* nobody was to answer later: being taken on is all there is */
+	if (kind == SAGA_ANSWER_ACCEPTED && !call->call->callback)
+		kind = SAGA_ANSWER_DONE;
 	if (answer->message)
 	{
 		StringInfoData message;
 		MemoryContext old = MemoryContextSwitchTo(saga_turn_context);
 
 		initStringInfo(&message);
+		if (answer->part > 0)
+			appendStringInfo(&message, "step \"%s\": ",
+							 call->call->part_names[answer->part - 1]);
 		appendStringInfoString(&message, answer->message);
 		if (answer->detail)
 			appendStringInfo(&message, " (%s)", answer->detail);
@@ -320,6 +338,8 @@ take_answer(SagaAnswer *answer)
 	call->retry_after = answer->retry_after;
 	if (call->asks_first)
 		saga_asked_first(call, kind, answer->free, payload);
+	else if (kind == SAGA_ANSWER_DONE && call->op == SAGA_OP_ACTION && call->call->decline_if)
+		saga_ask_decline_if(call, payload);
 	else
 		saga_run_answer(call, kind, answer->free, payload);
 }
@@ -345,7 +365,7 @@ take_ring(void)
 	if (overflow)
 	{
 		saga_worker_look_again();
-		scan_tables();
+		scan_tables(saga_runs_known() < SCAN_ALL_BELOW);
 	}
 }
 
@@ -354,15 +374,16 @@ turn_is_empty(void)
 {
 	return saga_turn.nentries == 0 && saga_turn.nchanges == 0 &&
 		saga_turn.noutcomes == 0 && saga_turn.ninbox == 0 &&
-		saga_turn.nstuck == 0 && saga_turn.nwakeups == 0;
+		saga_turn.nstuck == 0 && saga_turn.nwakeups == 0 &&
+		saga_turn.nqueued == 0;
 }
 
 static bool
 must_write(TimestampTz now)
 {
-	if (now < write_again)
+	if (now < write_again || (saga_turn.nentries > 0 && !partitions_made))
 		return false;
-	return saga_turn_flush || saga_turn.nentries >= LAZY_WRITE_RECORDS ||
+	return saga_turn_flush || saga_turn_commit || saga_turn.nentries >= LAZY_WRITE_RECORDS ||
 		(saga_turn_since != 0 && now >= saga_turn_since + LAZY_WRITE_AFTER);
 }
 
@@ -396,11 +417,9 @@ hold_and_leave(const char *reason)
 static void
 make_partitions(void)
 {
-	static bool made = false;
-
-	if (made || saga_turn.nentries == 0)
+	if (partitions_made || saga_turn.nentries == 0)
 		return;
-	made = true;
+	partitions_made = true;
 	PG_TRY();
 	{
 		if (!saga_worker_begin("making log partitions"))
@@ -430,15 +449,20 @@ turn(bool poll_tables)
 	MemoryContextSwitchTo(loop_context);
 
 	if (poll_tables)
-		scan_tables();
+		scan_tables(saga_runs_known() < SCAN_ALL_BELOW);
+	if (me->number == 0)
+		saga_orphans_look(poll_tables);
 	if (saga_now() >= next_upkeep)
 	{
 		next_upkeep = saga_now() + UPKEEP_EVERY;
-		saga_dispatch_upkeep();
+		saga_dispatch_job(SAGA_HOOK_UPKEEP);
 		saga_purge_barriers();
 	}
+	if (me->number == 0)
+		saga_schedules_look(poll_tables);
 	take_ring();
 	saga_worker_look_again();	/* at the rows the ring announced */
+	saga_runs_command(buckets, ADMIT_AT_ONCE);	/* what came before the answers */
 	for (int i = 0; i < nanswers; i++)
 	{
 		SagaAnswer *answer = &answers[i];
@@ -554,8 +578,11 @@ sleep_for(TimestampTz next_poll)
 	TimestampTz now = saga_now();
 	SagaTime	due = Min(Min(next_poll, next_upkeep), saga_runs_next_due());
 
+	if (me->number == 0)
+		due = Min(due, saga_schedules_due());
+
 	if (!turn_is_empty())
-		due = Min(due, saga_turn_flush ? Max(now, write_again) :
+		due = Min(due, saga_turn_flush || saga_turn_commit ? Max(now, write_again) :
 				  Max(saga_turn_since + LAZY_WRITE_AFTER, write_again));
 	if (saga_sends_wait_for_standby(durable_lsn()))
 		due = Min(due, now + STANDBY_POLL_MS * 1000);

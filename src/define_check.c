@@ -11,6 +11,7 @@
 #include "postgres.h"
 
 #include "catalog/pg_type.h"
+#include "nodes/nodeFuncs.h"
 #include "nodes/parsenodes.h"
 #include "parser/analyze.h"
 #include "parser/parse_relation.h"
@@ -18,6 +19,7 @@
 #include "tcop/utility.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/lsyscache.h"
 
 #include "compat.h"
 #include "define.h"
@@ -87,9 +89,31 @@ takes_parameters(const Node *stmt)
 		IsA(stmt, MergeStmt) || IsA(stmt, CallStmt);
 }
 
+/*
+ * Elements must be a JSON array.  What is one can be seen only when it is
+ * evaluated, but most of what is none by its type.
+ */
 static void
-analyse(RawStmt *raw, const SagaTemplate *tmpl)
+check_items(const Query *query)
 {
+	Node	   *call = (Node *) linitial_node(TargetEntry, query->targetList)->expr;
+	Oid			type;
+
+	if (!IsA(call, FuncExpr))
+		return;
+	type = getBaseType(exprType(linitial(((FuncExpr *) call)->args)));
+	if (type != JSONBOID && type != JSONOID && !type_is_array(type))
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("type %s is neither JSON nor an array",
+						format_type_be(type)),
+				 errhint("Give a JSON array or an SQL array, as in ':items' or 'ARRAY(SELECT ...)'.")));
+}
+
+static void
+analyse(RawStmt *raw, const SagaCall *call)
+{
+	const SagaTemplate *tmpl = call->tmpl;
 	Oid		   *types = palloc(Max(1, tmpl->nparams) * sizeof(Oid));
 	int			n = tmpl->nparams;
 	Query	   *query;
@@ -103,6 +127,8 @@ analyse(RawStmt *raw, const SagaTemplate *tmpl)
 					(errcode(ERRCODE_INDETERMINATE_DATATYPE),
 					 errmsg("could not determine data type of parameter \"%s\"",
 							tmpl->params[i].name)));
+	if (call->part != NULL && strcmp(call->part, "for_each") == 0)
+		check_items(query);
 	if (isQueryUsingTempRelation(query))
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
@@ -150,7 +176,7 @@ parse_statement(void *arg)
 						GetCommandTagName(CreateCommandTag(raw->stmt))),
 				 errhint("Call a function that takes them.")));
 	if (p->call->server == NULL && takes_parameters(raw->stmt))
-		analyse(raw, tmpl);
+		analyse(raw, p->call);
 }
 
 static void
@@ -193,7 +219,7 @@ add_statement(Check *check, const char *step, const char *part,
 	s = &check->statements[check->n++];
 	memset(s, 0, sizeof(*s));
 	s->step = step;
-	s->part = part;
+	s->part = call->part ? call->part : part;
 	s->call = call;
 }
 
@@ -203,14 +229,19 @@ collect_statements(Check *check)
 	const SagaDefinition *def = check->def;
 	int			nnodes = def->graph->nnodes;
 
-	check->statements = palloc((2 * nnodes + 3) * sizeof(Statement));
+	check->statements = palloc((5 * nnodes + 4) * sizeof(Statement));
 	for (int i = 0; i < nnodes; i++)
 	{
 		const char *step = def->graph->nodes[i].name;
 
+		add_statement(check, step, NULL, def->condition[i]);
+		add_statement(check, step, NULL, def->control[i]);
 		add_statement(check, step, "action", def->action[i]);
+		if (def->action[i] != NULL)
+			add_statement(check, step, NULL, def->action[i]->decline_if);
 		add_statement(check, step, "compensation", def->compensation[i]);
 	}
+	add_statement(check, NULL, NULL, def->output);
 	add_statement(check, NULL, "on_completed", def->on_completed);
 	add_statement(check, NULL, "on_compensated", def->on_compensated);
 	add_statement(check, NULL, "on_stuck", def->on_stuck);
@@ -252,6 +283,13 @@ ask_participant(Check *check, const SagaServer *server, Statement **asked, int n
 		requests[i].types = types;
 	}
 	unreachable = saga_participant_parse(server, requests, n);
+	if (unreachable == NULL &&
+		(check->def->protocols & (1 << SAGA_PROTOCOL_TWO_PHASE)) != 0 &&
+		!saga_participant_prepares(server))
+		saga_fault(check->faults, NULL,
+				   "Set max_prepared_transactions there to more than the sagas that run at a time, and restart it; or allow protocol 'saga' only.",
+				   "server \"%s\" cannot take part in two-phase commit: its max_prepared_transactions is 0",
+				   server->name);
 	if (unreachable != NULL)
 		ereport(WARNING,
 				(errcode(ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION),
@@ -330,15 +368,26 @@ check_servers(Check *check)
 	}
 }
 
+/* Does it run SQL of the owner's in this database? */
+static bool
+is_local(const SagaCall *call)
+{
+	if (call == NULL)
+		return false;
+	if (call->decline_if != NULL && !call->decline_if->plain)
+		return true;
+	return call->server == NULL && call->tmpl != NULL && !call->plain;
+}
+
 bool
 saga_definition_has_local(const SagaDefinition *def)
 {
 	for (int i = 0; i < def->graph->nnodes; i++)
-		if ((def->action[i] && def->action[i]->server == NULL) ||
-			(def->compensation[i] && def->compensation[i]->server == NULL))
+		if (is_local(def->action[i]) || is_local(def->compensation[i]) ||
+			is_local(def->condition[i]) || is_local(def->control[i]))
 			return true;
-	return def->on_completed != NULL || def->on_compensated != NULL ||
-		def->on_stuck != NULL;
+	return is_local(def->output) || is_local(def->on_completed) ||
+		is_local(def->on_compensated) || is_local(def->on_stuck);
 }
 
 void

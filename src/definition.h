@@ -61,6 +61,10 @@ typedef struct SagaCall
 	char	   *queue;			/* QUEUE */
 	bool		callback;		/* an accepted answer is legal; the node's
 								 * timeout says how long its answer may take */
+	const char *part;			/* of an expression: what it is given as */
+	bool		plain;			/* expression of names and literals alone: runs
+								 * no code of anybody's, so is fit for any
+								 * owner */
 	struct SagaCall *decline_if;	/* expression over :result, or NULL: true
 									 * turns done into declined */
 	int			timeout_ms;

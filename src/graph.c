@@ -197,6 +197,30 @@ link_scopes(SagaGraph *graph, SagaArena *arena, Faults *faults)
 	}
 }
 
+/* before_pivot of all that come before the node. */
+static void
+mark_before(SagaGraph *graph, int32 from, int32 *queue)
+{
+	int32		head = 0;
+	int32		tail = 0;
+
+	queue[tail++] = from;
+	while (head < tail)
+	{
+		const SagaNode *node = &graph->nodes[queue[head++]];
+
+		for (int32 j = 0; j < node->ndeps; j++)
+		{
+			int32		dep = node->deps[j];
+
+			if (graph->nodes[dep].before_pivot || dep == from)
+				continue;
+			graph->nodes[dep].before_pivot = true;
+			queue[tail++] = dep;
+		}
+	}
+}
+
 /* One pivot, outside all bodies; what follows it, and the bodies of that. */
 static void
 find_pivot(SagaGraph *graph, bool *after, int32 *queue, Faults *faults)
@@ -224,6 +248,8 @@ find_pivot(SagaGraph *graph, bool *after, int32 *queue, Faults *faults)
 	}
 	for (int32 i = 0; i < graph->nnodes; i++)
 		graph->nodes[i].after_pivot = after[i];
+	if (graph->pivot >= 0)
+		mark_before(graph, graph->pivot, queue);
 }
 
 /* 'goto' leads back only: the save-point comes before the node, or before a

@@ -98,7 +98,9 @@ typedef struct SagaNode
 	/* set by saga_graph_finish() */
 	int32		nnext;			/* nodes that wait for this one */
 	int32	   *next;
-	bool		after_pivot;	/* a strict descendant of the pivot */
+	bool		after_pivot;	/* a strict descendant of the pivot, or in the
+								 * body of one */
+	bool		before_pivot;	/* the pivot is a strict descendant of it */
 } SagaNode;
 
 /* Nodes that are run together: the definition itself is scope 0. */

@@ -14,6 +14,7 @@ extern int	saga_barrier_retention; /* s */
 extern int	saga_max_payload;	/* bytes */
 extern bool saga_log_payloads;
 extern bool saga_allow_superuser_steps;
+extern bool saga_allow_test;
 extern char *saga_host_guard;
 extern char *saga_operator;
 extern bool saga_check_batches;

@@ -22,91 +22,108 @@
 #define SECRET_RESULT	8
 #define MAX_RETRY_AFTER (24 * INT64CONST(3600) * SAGA_SECOND)
 
+/* ---- credentials ---- */
+
+static void
+add_secret(SagaHttpIdentity *identity, const char *secret)
+{
+	identity->secrets = lappend(identity->secrets, pstrdup(secret));
+}
+
+static void
+add_basic(SagaHttpIdentity *identity, const char *user, const char *password)
+{
+	char	   *plain = psprintf("%s:%s", user, password);
+	int			size = pg_b64_enc_len(strlen(plain)) + 1;
+	char	   *encoded = palloc0(size);
+	int			n = pg_b64_encode((const void *) plain, strlen(plain), encoded,
+								  size - 1);
+
+	if (n < 0)
+		elog(ERROR, "could not encode credentials");
+	encoded[n] = '\0';
+	identity->credentials = lappend(identity->credentials,
+									psprintf("Authorization: Basic %s", encoded));
+	add_secret(identity, encoded);
+	add_secret(identity, password);
+}
+
+SagaHttpIdentity *
+saga_http_identity(const SagaServer *server)
+{
+	SagaHttpIdentity *identity = palloc0(sizeof(SagaHttpIdentity));
+	const char *bearer = saga_server_value(server, "bearer");
+	const char *user = saga_server_value(server, "user");
+	const char *password = saga_server_value(server, "password");
+
+	identity->base = pstrdup(saga_server_value(server, "base"));
+	if (bearer)
+	{
+		identity->credentials = lappend(identity->credentials,
+										psprintf("Authorization: Bearer %s", bearer));
+		add_secret(identity, bearer);
+	}
+	else if (user)
+		add_basic(identity, user, password ? password : "");
+	for (int i = 0; i < server->npairs; i++)
+	{
+		const char *name = server->keywords[i];
+
+		if (strncmp(name, "header_", 7) != 0)
+			continue;
+		identity->credentials = lappend(identity->credentials,
+										psprintf("%s: %s", name + 7, server->values[i]));
+		add_secret(identity, server->values[i]);
+	}
+	return identity;
+}
+
 /* ---- headers ---- */
 
+/* Lines, one after another in one buffer, and libcurl's list of them. */
 typedef struct Headers
 {
-	SagaHttpRequest *request;
-	bool		failed;			/* out of memory */
+	StringInfoData lines;
+	int			offsets[SAGA_HTTP_HEADERS];
+	int			n;
 } Headers;
 
-/* Printable ASCII as it is, all else percent-encoded: it stays one line. */
-static char *
-header_text(const char *text)
+static void
+begin_line(Headers *headers, const char *name)
 {
-	StringInfoData out;
+	Assert(headers->n < SAGA_HTTP_HEADERS);
+	headers->offsets[headers->n++] = headers->lines.len;
+	appendStringInfoString(&headers->lines, name);
+}
 
-	initStringInfo(&out);
-	for (const unsigned char *p = (const unsigned char *) text; *p; p++)
-	{
-		if (*p > ' ' && *p < 0x7f && *p != '%')
-			appendStringInfoChar(&out, *p);
-		else
-			appendStringInfo(&out, "%%%02X", *p);
-	}
-	return out.data;
+static void
+end_line(Headers *headers)
+{
+	appendStringInfoChar(&headers->lines, '\0');
 }
 
 static void
 add_line(Headers *headers, const char *line)
 {
-	struct curl_slist *longer = curl_slist_append(headers->request->headers, line);
-
-	if (longer == NULL)
-		headers->failed = true;
-	else
-		headers->request->headers = longer;
+	begin_line(headers, line);
+	end_line(headers);
 }
 
+/* Printable ASCII as it is, all else percent-encoded: it stays one line. */
 static void
 add_header(Headers *headers, const char *name, const char *value)
 {
-	if (value != NULL)
-		add_line(headers, psprintf("%s: %s", name, header_text(value)));
-}
-
-static void
-add_secret(Headers *headers, const char *name, const char *value,
-		   const char *secret)
-{
-	add_line(headers, psprintf("%s: %s", name, value));
-	headers->request->secrets = lappend(headers->request->secrets,
-										pstrdup(secret));
-}
-
-static void
-add_basic(Headers *headers, const char *user, const char *password)
-{
-	char	   *plain = psprintf("%s:%s", user, password);
-	int			size = pg_b64_enc_len(strlen(plain)) + 1;
-	char	   *encoded = palloc0(size);
-	int			n = pg_b64_encode((const void *) plain, strlen(plain), encoded, size - 1);
-
-	if (n < 0)
-		elog(ERROR, "could not encode credentials");
-	encoded[n] = '\0';
-	add_secret(headers, "Authorization", psprintf("Basic %s", encoded), encoded);
-	headers->request->secrets = lappend(headers->request->secrets,
-										pstrdup(password));
-}
-
-static void
-add_credentials(Headers *headers, const SagaServer *server)
-{
-	const char *bearer = saga_server_value(server, "bearer");
-	const char *user = saga_server_value(server, "user");
-	const char *password = saga_server_value(server, "password");
-
-	if (bearer)
-		add_secret(headers, "Authorization", psprintf("Bearer %s", bearer), bearer);
-	else if (user)
-		add_basic(headers, user, password ? password : "");
-	for (int i = 0; i < server->npairs; i++)
+	if (value == NULL)
+		return;
+	begin_line(headers, name);
+	for (const unsigned char *p = (const unsigned char *) value; *p; p++)
 	{
-		if (strncmp(server->keywords[i], "header_", 7) == 0)
-			add_secret(headers, server->keywords[i] + 7, server->values[i],
-					   server->values[i]);
+		if (*p > ' ' && *p < 0x7f && *p != '%')
+			appendStringInfoChar(&headers->lines, *p);
+		else
+			appendStringInfo(&headers->lines, "%%%02X", *p);
 	}
+	end_line(headers);
 }
 
 static bool
@@ -170,79 +187,98 @@ add_trace(Headers *headers, const SagaRequest *request)
 										   strlen(key), request->attempt) | 1;
 
 	trace_id(request, trace);
-	add_line(headers, psprintf("traceparent: 00-%s-%016llx-01", trace,
-							   (unsigned long long) span));
+	begin_line(headers, "traceparent: 00-");
+	appendStringInfo(&headers->lines, "%s-%016llx-01", trace,
+					 (unsigned long long) span);
+	end_line(headers);
 }
 
-static char *
-uuid_string(const pg_uuid_t *id)
+static void
+add_attempt(Headers *headers, int attempt)
 {
-	return DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(id)));
+	begin_line(headers, "Saga-Attempt: ");
+	appendStringInfo(&headers->lines, "%d", attempt);
+	end_line(headers);
 }
 
-static bool
-add_headers(SagaHttpRequest *request, const SagaRequest *call,
-			const SagaServer *server)
+/* One list of our lines and those of the credentials. */
+static struct curl_slist *
+list_of(Headers *headers, List *credentials)
 {
-	Headers		headers = {request, false};
+	int			n = headers->n + list_length(credentials);
+	struct curl_slist *list = palloc(n * sizeof(struct curl_slist));
+	ListCell   *lc;
 
+	for (int i = 0; i < headers->n; i++)
+		list[i].data = headers->lines.data + headers->offsets[i];
+	n = headers->n;
+	foreach(lc, credentials)
+		list[n++].data = lfirst(lc);
+	for (int i = 0; i < n; i++)
+		list[i].next = i + 1 < n ? &list[i + 1] : NULL;
+	return list;
+}
+
+static struct curl_slist *
+make_headers(const SagaRequest *call, const char *body,
+			 const SagaHttpIdentity *identity)
+{
+	Headers		headers;
+	char		id[40];
+
+	initStringInfo(&headers.lines);
+	headers.n = 0;
 	add_line(&headers, "Accept: application/json");
-	add_line(&headers, "User-Agent: saga/1.0");
-	/* nobody waits for "100 Continue" */
+	/* an empty one keeps libcurl from adding its own */
+	add_line(&headers, body ? "Content-Type: application/json" : "Content-Type:");
 	add_line(&headers, "Expect:");
-	if (request->body)
-		add_line(&headers, "Content-Type: application/json");
-	add_credentials(&headers, server);
-	add_header(&headers, "Idempotency-Key", call->idempotency_key);
+	add_header(&headers, "Idempotency-Key: ", call->idempotency_key);
 	add_trace(&headers, call);
-	add_header(&headers, "Saga-Id", uuid_string(&call->saga_id));
-	add_header(&headers, "Saga-Name", call->saga_name);
-	add_header(&headers, "Saga-Step", call->step);
-	add_line(&headers, psprintf("Saga-Attempt: %d", call->attempt));
-	add_header(&headers, "Saga-Correlation", call->correlation);
-	add_header(&headers, "Saga-Callback-Token", call->callback_token);
-	return !headers.failed;
+	saga_uuid_text(&call->saga_id, id);
+	add_header(&headers, "Saga-Id: ", id);
+	add_header(&headers, "Saga-Name: ", call->saga_name);
+	add_header(&headers, "Saga-Step: ", call->step);
+	add_attempt(&headers, call->attempt);
+	add_header(&headers, "Saga-Correlation: ", call->correlation);
+	add_header(&headers, "Saga-Callback-Token: ", call->callback_token);
+	return list_of(&headers, identity->credentials);
 }
 
-bool
-saga_http_request(SagaConnCall *call, SagaHttpRequest *request)
+SagaHttpRequest *
+saga_http_request(SagaConnCall *call, const SagaHttpIdentity *identity)
 {
-	const SagaServer *server = call->endpoint->server;
 	const SagaTemplate *tmpl = call->request.tmpl;
+	SagaHttpRequest *request;
 	const char *problem;
 	char	   *path = saga_http_path(tmpl, call->request.values, &problem);
 
-	memset(request, 0, sizeof(*request));
 	if (path == NULL)
 	{
 		saga_call_error(call, SAGA_ANSWER_DECLINED, "22023", problem,
 						"The request was not sent.", NULL);
-		return false;
+		return NULL;
 	}
+	request = palloc(sizeof(SagaHttpRequest));
 	request->method = tmpl->method;
-	request->url = psprintf("%s%s", saga_server_value(server, "base"), path);
+	request->url = psprintf("%s%s", identity->base, path);
 	request->body = saga_http_body(tmpl, call->request.values);
 	request->safe = !call->request.at_most_once &&
 		(strcmp(tmpl->method, "GET") == 0 || strcmp(tmpl->method, "HEAD") == 0 ||
 		 strcmp(tmpl->method, "OPTIONS") == 0);
-	if (add_headers(request, &call->request, server))
-		return true;
-	curl_slist_free_all(request->headers);
-	request->headers = NULL;
-	saga_call_error(call, SAGA_ANSWER_TRANSIENT, "53200", "out of memory",
-					"The request was not sent.", NULL);
-	return false;
+	request->headers = make_headers(&call->request, request->body, identity);
+	return request;
 }
 
 /* ---- answers ---- */
 
 /* A service may echo what it was sent: our credentials end here. */
 static void
-redact(char *body, size_t size, const SagaHttpRequest *request, size_t shortest)
+redact(char *body, size_t size, const SagaHttpIdentity *identity,
+	   size_t shortest)
 {
 	ListCell   *lc;
 
-	foreach(lc, request->secrets)
+	foreach(lc, identity->secrets)
 	{
 		const char *secret = lfirst(lc);
 		size_t		length = strlen(secret);
@@ -408,15 +444,15 @@ answer_success(SagaConnCall *call, SagaHttpResponse *response)
 }
 
 void
-saga_http_answer(SagaConnCall *call, const SagaHttpRequest *request,
+saga_http_answer(SagaConnCall *call, const SagaHttpIdentity *identity,
 				 SagaHttpResponse *response)
 {
 	bool		success = response->status >= 200 && response->status < 300;
 
 	if (response->body)
-		redact(response->body, response->size, request,
+		redact(response->body, response->size, identity,
 			   success ? SECRET_RESULT : SECRET_ERROR);
-	redact(response->status_line, strlen(response->status_line), request,
+	redact(response->status_line, strlen(response->status_line), identity,
 		   SECRET_ERROR);
 	if (success)
 		answer_success(call, response);

@@ -1,6 +1,7 @@
 /*
  * machine_steps.c
- *		Runs of steps by name, and which run of a node another one sees.
+ *		What can be asked about a step: which expression or call it is at, its
+ *		name, and which run of a node it sees.
  *
  * May be called from everywhere; changes nothing.  The names are stored in
  * the log and part of the participants' keys: their form must not change.
@@ -10,6 +11,53 @@
 /* "[element]" and "~retake" of an int32 at each depth */
 #define MAX_SUFFIX	14
 #define MAX_DEPTH	32
+
+/* ------------------------------------------------------- where it is */
+
+/* The expression that stands between the step and its work, if any. */
+bool
+machine_needs_eval(const SagaState *state, const SagaStep *step,
+				   SagaEval *eval)
+{
+	const SagaNode *node = node_of(state, step);
+
+	if (node->has_condition && !step->evaluated)
+	{
+		*eval = SAGA_EVAL_CONDITION;
+		return true;
+	}
+	switch (node->kind)
+	{
+		case SAGA_NODE_SLEEP:
+			*eval = SAGA_EVAL_TIME;
+			return true;
+		case SAGA_NODE_BRANCH:
+			*eval = SAGA_EVAL_CASES;
+			return step->status != SAGA_STEP_SCOPED;
+		case SAGA_NODE_EACH:
+			*eval = SAGA_EVAL_ITEMS;
+			return step->status != SAGA_STEP_SCOPED;
+		case SAGA_NODE_LOOP:
+			*eval = SAGA_EVAL_WHILE;
+			return node->has_while;
+		default:
+			return false;
+	}
+}
+
+/* What a call of the step that is out is about. */
+SagaOp
+machine_op(const SagaState *state, const SagaStep *step)
+{
+	SagaEval	eval;
+
+	if (step == &state->hook)
+		return SAGA_OP_HOOK;
+	if (in_undo_phase(step) || step->status == SAGA_STEP_UNDONE)
+		return SAGA_OP_UNDO;
+	return machine_needs_eval(state, step, &eval) ? SAGA_OP_EVAL :
+		SAGA_OP_ACTION;
+}
 
 /* ------------------------------------------------------- names */
 

@@ -37,6 +37,7 @@ classify(const SagaState *state, const SagaStep *step)
 	{
 		case SAGA_STEP_CALLING:
 		case SAGA_STEP_BACKOFF:
+		case SAGA_STEP_ACCEPTED:
 			return UNDO_AWAITED;
 		case SAGA_STEP_DONE:
 		case SAGA_STEP_FAILED:
@@ -47,6 +48,7 @@ classify(const SagaState *state, const SagaStep *step)
 		case SAGA_STEP_UNDO_CALLING:
 		case SAGA_STEP_UNDO_BACKOFF:
 		case SAGA_STEP_UNDO_STUCK:
+		case SAGA_STEP_UNDO_ACCEPTED:
 			return UNDO_ACTIVE;
 		default:
 			return UNDO_NONE;
@@ -328,37 +330,49 @@ machine_undo_touch(Machine *m, int32 i)
 
 /*
  * An action whose answer nobody waits for any more (its retry was not yet due,
- * its worker was lost, the coordinator crashed) is over, and the log says with
- * how much certainty.
+ * it was accepted for later, its worker was lost, the coordinator crashed) is
+ * over, and the log says with how much certainty.
  */
 void
-machine_undo_settle(Machine *m, int32 node)
+machine_undo_settle(Machine *m, int32 i)
 {
 	SagaState  *state = m->state;
-	SagaStep   *step = &state->steps[node];
-	bool		local = is_local(state, step, false);
+	SagaStep   *step = &state->steps[i];
+	bool		local = !is_sent(state, step);
+	SagaEval	eval;
 	SagaRecord	record;
 
-	if (step->in_flight || step->claiming ||
+	if (!undoing(state, step) || step->claiming)
+		return;
+
+	/* an expression has no effect */
+	if (step->in_flight && machine_op(state, step) == SAGA_OP_EVAL)
+		machine_forget_call(m, i);
+	if (step->status == SAGA_STEP_EVALUATING)
+		machine_set_status(state, step, SAGA_STEP_IDLE);
+	if (step->in_flight ||
 		(step->status != SAGA_STEP_CALLING &&
-		 step->status != SAGA_STEP_BACKOFF))
+		 step->status != SAGA_STEP_BACKOFF &&
+		 step->status != SAGA_STEP_ACCEPTED))
 		return;
 	if (local && step->status == SAGA_STEP_CALLING)
 		machine_set_status(state, step, SAGA_STEP_IDLE);	/* no record */
 	else
 	{
-		record = machine_record(SAGA_RECORD_FAILED, node, SAGA_OP_ACTION);
+		record = machine_record(SAGA_RECORD_FAILED, i,
+								machine_needs_eval(state, step, &eval) ?
+								SAGA_OP_EVAL : SAGA_OP_ACTION);
 		record.attempt = step->attempts;
 		record.maybe = !local && (step->maybe || step->lost);
 		record.answer = step->last_kind;
-		if (step->status == SAGA_STEP_CALLING || step->lost ||
+		if (step->status != SAGA_STEP_BACKOFF || step->lost ||
 			record.answer == SAGA_ANSWER_DONE ||
-			record.answer == SAGA_ANSWER_REFUSED)
+			record.answer >= SAGA_ANSWER_REFUSED)
 			record.answer = local ? SAGA_ANSWER_TRANSIENT : SAGA_ANSWER_UNKNOWN;
 		machine_emit(m, &record);
 	}
-	step->lost = false;
-	machine_undo_touch(m, node);
+	machine_set_lost(state, step, false);
+	machine_undo_touch(m, i);
 }
 
 static void
@@ -368,7 +382,7 @@ start_undo(Machine *m, int32 node)
 	SagaStep   *step = &state->steps[node];
 	SagaRecord	record;
 
-	step->lost = false;
+	machine_set_lost(state, step, false);
 	if (node_of(state, step)->compensation_local)
 		machine_set_status(state, step, SAGA_STEP_UNDO_CALLING);
 	else

@@ -766,10 +766,6 @@ plan_block(SagaPlanner *planner, Query *query, bool top)
 	return plan_plain(planner, query, top);
 }
 
-/*
- * Make the stages of a self-contained query; returns the number of the last.
- * At the top, order and limit are left to whoever reads the projection.
- */
 /* An aggregate whose result depends on an order that the query leaves open? */
 static bool
 open_order_walker(Node *node, void *context)
@@ -792,6 +788,10 @@ open_order_walker(Node *node, void *context)
 	return expression_tree_walker(node, open_order_walker, context);
 }
 
+/*
+ * Make the stages of a self-contained query; returns the number of the last.
+ * At the top, order and limit are left to whoever reads the projection.
+ */
 int
 saga_plan_query(SagaPlanner *planner, Query *query, bool top)
 {

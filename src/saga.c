@@ -32,6 +32,7 @@ int			saga_barrier_retention = 7 * 86400;
 int			saga_max_payload = 1024 * 1024;
 bool		saga_log_payloads = true;
 bool		saga_allow_superuser_steps = false;
+bool		saga_allow_test = false;
 char	   *saga_host_guard = NULL;
 char	   *saga_operator = NULL;
 bool		saga_check_batches = false;
@@ -58,6 +59,11 @@ define_settings(void)
 							 "Allows local steps of definitions that a superuser owns.",
 							 "Local actions run with the rights of the definition's owner.",
 							 &saga_allow_superuser_steps, false,
+							 PGC_SUSET, 0, NULL, NULL, NULL);
+	DefineCustomBoolVariable("saga.allow_test",
+							 "Allows saga.test_run() and the functions around it.",
+							 "They drive sagas within a session, with made-up answers, and roll back.",
+							 &saga_allow_test, false,
 							 PGC_SUSET, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("saga.barrier_retention",
 							"Sets how long participants keep barrier rows after a saga's end.",

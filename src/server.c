@@ -247,12 +247,13 @@ saga_require_option(const SagaOptionSpec *spec, Oid catalog, const char *value,
 				 errmsg("permission denied to set option \"%s\"", spec->name),
 				 errdetail("It makes the server read files with the rights of its operating system user."),
 				 errhint("Ask a superuser to set it.")));
-	/* what a mapping holds may be a secret, which must not be in a message */
+	/* what may be a secret must not be in a message */
 	if (needed)
 		ereport(ERROR,
 				(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
 				 errmsg("invalid value for option \"%s\"", spec->name),
-				 catalog == UserMappingRelationId ? 0 :
+				 catalog == UserMappingRelationId ||
+				 (spec->type == OPTION_URL && strchr(value, '@')) ? 0 :
 				 errdetail("The value is \"%s\".", value),
 				 errhint("%s", needed)));
 }

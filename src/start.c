@@ -29,6 +29,7 @@
 #include "rights.h"
 #include "rows.h"
 #include "saga.h"
+#include "signals.h"
 #include "spi_util.h"
 #include "start.h"
 
@@ -319,6 +320,7 @@ saga_start_one(SagaTable *table, const SagaStartOptions *o, Jsonb *input,
 			   text *key, pg_uuid_t *id)
 {
 	Jsonb	   *checked = saga_definition_check_input(o->def, input);
+	bool		waits = o->def->graph->nsignals > 0;
 
 	saga_new_id(id);
 	if (key)
@@ -327,8 +329,12 @@ saga_start_one(SagaTable *table, const SagaStartOptions *o, Jsonb *input,
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("a saga's key must have 1 to 1000 bytes")));
+		if (waits)
+			saga_kept_signals_lock(o->def->name, key);
 		if (!claim_key(table, o, key, checked, id))
 			return false;
+		if (waits)
+			saga_kept_signals_deliver(o->def->name, key, id);
 	}
 	saga_start_insert(table, o, id, checked, key);
 	return true;
@@ -337,10 +343,11 @@ saga_start_one(SagaTable *table, const SagaStartOptions *o, Jsonb *input,
 static void
 check_start_at(TimestampTz at)
 {
-	if (TIMESTAMP_NOT_FINITE(at))
+	/* infinity is: not before somebody acts */
+	if (TIMESTAMP_IS_NOBEGIN(at))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("start_at must be a finite time")));
+				 errmsg("start_at must not be -infinity")));
 }
 
 static Interval *

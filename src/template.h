@@ -185,6 +185,9 @@ typedef struct SagaNameScope
 extern SagaTemplate *saga_template_parse(const char *text,
 										 SagaNameScope *scope, char **problem);
 
+/* After types of parameters were changed. */
+extern void saga_template_rehash(SagaTemplate *tmpl);
+
 /*
  * A name at a colon: its dotted parts, and where it ends; or NULL if none
  * begins there.

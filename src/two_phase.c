@@ -26,6 +26,7 @@
 #include <limits.h>
 
 #include "access/xlog.h"
+#include "fmgr.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
@@ -39,9 +40,9 @@
 
 /* Votes are retried a little only: others that have voted hold their locks. */
 static const SagaRetry vote_retry = {
-	.max_attempts = 3,
-	.initial_interval = SAGA_SECOND / 5,
-	.max_interval = 2 * SAGA_SECOND,
+	.max_attempts = 5,
+	.initial_interval = SAGA_SECOND / 2,
+	.max_interval = 5 * SAGA_SECOND,
 	.backoff = 2,
 	.jitter = 0.2
 };
@@ -95,6 +96,17 @@ saga_prepared_saga(const char *gid, pg_uuid_t *saga_id)
 		return false;
 	*saga_id = *DatumGetUUIDP(DirectFunctionCall1(uuid_in, CStringGetDatum(id)));
 	return true;
+}
+
+PG_FUNCTION_INFO_V1(saga_prepared_gid_sql);
+
+/* prepared_gid_(saga, label, branch) */
+Datum
+saga_prepared_gid_sql(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_TEXT_P(cstring_to_text(saga_prepared_gid(PG_GETARG_UUID_P(0),
+													   text_to_cstring(PG_GETARG_TEXT_PP(1)),
+													   PG_GETARG_INT32(2))));
 }
 
 /* ---- may it be run by two-phase commit? ---- */
@@ -170,7 +182,7 @@ check_names(SagaCompile *c, const char *step, bool remote, const char *part,
 		if (action->server != NULL)
 			saga_fault(c->faults, step,
 					   "Let each step compute what it needs from the input, or allow protocol 'saga' only.",
-					   "%s: %s: under two-phase commit the result of step \"%s\" is not known to others: servers are asked at the same time, and after a crash only that they have voted is known",
+					   "%s: %s: under two-phase commit the result of step \"%s\" is not known to others: no step is done before all are, and after a crash only that it has voted is known of a server",
 					   part, param->name, def->graph->nodes[param->index].name);
 		else if (remote)
 			saga_fault(c->faults, step,
@@ -180,7 +192,7 @@ check_names(SagaCompile *c, const char *step, bool remote, const char *part,
 	}
 }
 
-/* An order between servers that was asked for in so many words. */
+/* Waiting for another server, asked for in so many words. */
 static void
 check_after(SagaCompile *c, int i)
 {
@@ -188,9 +200,9 @@ check_after(SagaCompile *c, int i)
 	const char *server = def->action[i]->server;
 	ListCell   *lc;
 
-	if (server == NULL || saga_json_get(c->json[i], "after") == NULL)
+	if (server == NULL || saga_json_get(c->nodes[i].json, "after") == NULL)
 		return;
-	foreach(lc, c->deps[i])
+	foreach(lc, c->nodes[i].deps)
 	{
 		const SagaCall *other = def->action[lfirst_int(lc)];
 
@@ -199,7 +211,9 @@ check_after(SagaCompile *c, int i)
 			continue;
 		saga_fault(c->faults, def->graph->nodes[i].name,
 				   "Leave it out of \"after\": either all of the steps happen, or none.",
-				   "under two-phase commit a step cannot come after step \"%s\": servers are asked at the same time, and local steps run in the transaction that decides",
+				   other->server != NULL ?
+				   "under two-phase commit a step cannot wait for step \"%s\" of another server: no step is done before all are" :
+				   "under two-phase commit a step cannot wait for local step \"%s\": that runs in the transaction that decides",
 				   def->graph->nodes[lfirst_int(lc)].name);
 	}
 }
@@ -261,19 +275,18 @@ decide_node(const Plan *plan)
 	return plan->nbranches;
 }
 
-/* A server's name as part of a step's name and of a gid: plain letters. */
+/*
+ * A server's name as part of a step's name and of a gid: letters, digits and
+ * '_' only.  saga.two_phase_branches_() has the same rule.
+ */
 static const char *
 label_of(const Plan *plan, const char *server)
 {
-	char	   *label = pstrdup(server);
-
-	for (char *p = label; *p; p++)
-		if (IS_HIGHBIT_SET(*p) || !(isalnum((unsigned char) *p) || *p == '_'))
-			*p = '_';
-	for (int i = 0; i < plan->nbranches; i++)
-		if (strcmp(plan->branches[i].label, label) == 0)
-			return psprintf("%.50s_%d", label, plan->nbranches);
-	return label;
+	for (const char *p = server; *p; p++)
+		if (!((*p >= 'a' && *p <= 'z') || (*p >= 'A' && *p <= 'Z') ||
+			  (*p >= '0' && *p <= '9') || *p == '_'))
+			return psprintf("server-%d", plan->nbranches);
+	return pstrdup(server);
 }
 
 static Branch *
@@ -425,7 +438,7 @@ set_vote_retry(const Plan *plan, const Branch *branch, SagaNode *node)
 	node->retry = vote_retry;
 	for (int k = 0; k < branch->nsteps; k++)
 	{
-		JsonbContainer *retry = saga_json_container(plan->c->json[branch->steps[k]],
+		JsonbContainer *retry = saga_json_container(plan->c->nodes[branch->steps[k]].json,
 													"retry");
 
 		if (retry == NULL)
@@ -451,6 +464,17 @@ start_node(const Plan *plan, int i, const char *name, int ndeps)
 	return node;
 }
 
+/*
+ * Servers are asked in the order of their first steps, and at the same time
+ * where those are parallel.  Sagas that lock at several servers then do it in
+ * one order: a cycle of waits over servers would be seen by none of them.
+ */
+static bool
+comes_before(const Plan *plan, const Branch *a, const Branch *b)
+{
+	return (plan->c->before[b->steps[0]][a->steps[0] / 64] >> (a->steps[0] % 64)) & 1;
+}
+
 static void
 make_branch(const Plan *plan, int i)
 {
@@ -458,8 +482,11 @@ make_branch(const Plan *plan, int i)
 	SagaDefinition *def = plan->def;
 	int			commit = decide_node(plan) + 1 + i;
 	const char *key = psprintf("prepare_%s", branch->label);
-	SagaNode   *node = start_node(plan, i, key, 0);
+	SagaNode   *node = start_node(plan, i, key, i);
 
+	for (int j = 0; j < i; j++)
+		if (comes_before(plan, &plan->branches[j], branch))
+			node->deps[node->ndeps++] = j;
 	set_vote_retry(plan, branch, node);
 	node->has_compensation = true;
 	def->action[i] = new_call(branch, SAGA_BRANCH_PREPARE, i, key);
@@ -690,6 +717,10 @@ saga_branch_request(const pg_uuid_t *saga_id, const SagaCall *call, SagaOp op,
 SagaAnswerKind
 saga_branch_answer(const SagaCall *call, SagaOp op, SagaAnswerKind kind)
 {
+	/* of an output there is no statement */
+	if (call == NULL)
+		return kind;
+
 	/* claimed: it was rolled back, and its key refused */
 	if (call->role == SAGA_BRANCH_PREPARE && op == SAGA_OP_CLAIM &&
 		kind == SAGA_ANSWER_DONE)

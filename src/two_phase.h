@@ -60,7 +60,7 @@ extern char *saga_prepared_gid(const pg_uuid_t *saga_id, const char *label,
 							   int branch);
 extern char *saga_prepared_prefix(void);
 
-/* The saga a gid of ours belongs to; false if it is none of ours. */
+/* The saga a gid belongs to; false if it is none of ours. */
 extern bool saga_prepared_saga(const char *gid, pg_uuid_t *saga_id);
 
 #endif							/* SAGA_TWO_PHASE_H */

@@ -30,6 +30,7 @@
 #include "rows.h"
 #include "saga.h"
 #include "spi_util.h"
+#include "verbs.h"
 
 PG_FUNCTION_INFO_V1(saga_wait);
 PG_FUNCTION_INFO_V1(saga_wait_any);
@@ -46,7 +47,8 @@ PG_FUNCTION_INFO_V1(saga_verb);
 enum
 {
 	DEFINITION = 2, STATE = 3, DIRECTION = 4, CAUSE = 5, OUTPUT = 8,
-	FAILED_STEP = 9, SQLSTATE = 10, ERROR_TEXT = 11, STARTED_BY = 15, ENDED_AT = 19
+	FAILED_STEP = 9, SQLSTATE = 10, ERROR_TEXT = 11, STARTED_BY = 15, ENDED_AT = 19,
+	PROTOCOL = 25
 };
 
 typedef struct Look
@@ -81,6 +83,7 @@ look_once(const pg_uuid_t *id, Look *look)
 		look->ended = !look->nulls[ENDED_AT];
 		look->values[STATE] = PointerGetDatum(DatumGetTextPCopy(look->values[STATE]));
 		look->values[DIRECTION] = PointerGetDatum(DatumGetTextPCopy(look->values[DIRECTION]));
+		look->values[PROTOCOL] = PointerGetDatum(DatumGetTextPCopy(look->values[PROTOCOL]));
 		for (int i = CAUSE; i <= ERROR_TEXT; i++)
 			if (!look->nulls[i] && (i == CAUSE || i == OUTPUT || i >= FAILED_STEP))
 				look->values[i] = PointerGetDatum(DatumGetTextPCopy(look->values[i]));
@@ -142,6 +145,33 @@ check_right(const pg_uuid_t *id, const Look *look, const char *privilege)
 				 errdetail("It is an instance of saga \"%s\", for which you lack the privilege \"%s\".",
 						   name, privilege)));
 	return name;
+}
+
+bool
+saga_look_quietly(const pg_uuid_t *id, SagaLooked *saga)
+{
+	Look		look;
+
+	memset(saga, 0, sizeof(*saga));
+	look_at(id, &look);
+	if (look.found)
+	{
+		saga->definition_id = DatumGetInt64(look.values[DEFINITION]);
+		saga->name = definition_name(saga->definition_id);
+		saga->ended = look.ended;
+	}
+	return look.found;
+}
+
+void
+saga_look(const pg_uuid_t *id, const char *privilege, SagaLooked *saga)
+{
+	Look		look;
+
+	look_at(id, &look);
+	saga->name = check_right(id, &look, privilege);
+	saga->definition_id = DatumGetInt64(look.values[DEFINITION]);
+	saga->ended = look.ended;
 }
 
 static Datum
@@ -351,19 +381,47 @@ saga_wait_any(PG_FUNCTION_ARGS)
 
 /* ---------------------------------------------------------------- verbs */
 
-static char *
-actor(void)
+char *
+saga_actor(void)
 {
 	char	   *role = GetUserNameFromId(GetSessionUserId(), false);
 
 	return saga_operator && saga_operator[0] ? psprintf("%s (%s)", role, saga_operator) : role;
 }
 
+static bool
+is_two_phase(const Look *look)
+{
+	return strcmp(TextDatumGetCString(look->values[PROTOCOL]), "two_phase") == 0;
+}
+
+static SagaDefinition *
+definition_of(const Look *look)
+{
+	SagaDefinition *def = saga_definition_by_id(DatumGetInt64(look->values[DEFINITION]));
+
+	return is_two_phase(look) ? def->two_phase : def;
+}
+
+/* Would skipping the step, or doing it again, break what two-phase commit is? */
+static bool
+breaks_two_phase(const Look *look, const char *verb, const char *step, bool undo)
+{
+	if (!is_two_phase(look) || step == NULL || strcmp(step, "$end") == 0)
+		return false;
+	return strcmp(verb, "rerun_from") == 0 ||
+		(strcmp(verb, "skip_step") == 0 && !undo &&
+		 strncmp(step, "commit_", 7) != 0);
+}
+
 /* Why the verb can have no effect, or NULL; a first look, the coordinator's counts. */
 static const char *
-why_ignored(const Look *look, const char *verb)
+why_ignored(const Look *look, const char *verb, const char *step)
 {
 	bool		undo = strcmp(TextDatumGetCString(look->values[DIRECTION]), "undo") == 0;
+
+	if (!look->ended && breaks_two_phase(look, verb, step, undo))
+		return "under two-phase commit nobody can vote or decide in place of another";
 
 	if (look->ended)
 		return "the saga has ended";
@@ -396,13 +454,12 @@ saga_verb(PG_FUNCTION_ARGS)
 	look_at(id, &look);
 	name = check_right(id, &look, "operate");
 	if (step && strcmp(step, "$end") != 0 &&
-		saga_definition_node(saga_definition_by_id(DatumGetInt64(look.values[DEFINITION])),
-							 step) == SAGA_NO_NODE)
+		saga_definition_node(definition_of(&look), step) == SAGA_NO_NODE)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("saga \"%s\" has no step \"%s\"", name, step),
 				 errhint("saga.steps lists them.")));
-	why = why_ignored(&look, verb);
+	why = why_ignored(&look, verb, step);
 	if (why && strict)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -418,7 +475,7 @@ saga_verb(PG_FUNCTION_ARGS)
 	nulls[4] = PG_ARGISNULL(3) ? 'n' : ' ';
 	values[4] = PG_GETARG_DATUM(3);
 	values[5] = BoolGetDatum(!PG_ARGISNULL(4) && PG_GETARG_BOOL(4));
-	values[6] = CStringGetTextDatum(actor());
+	values[6] = CStringGetTextDatum(saga_actor());
 	nulls[7] = PG_ARGISNULL(5) ? 'n' : ' ';
 	values[7] = PG_GETARG_DATUM(5);
 	saga_spi_own("INSERT INTO saga.inbox (saga_id, bucket, verb, step, result, force, actor, note)"

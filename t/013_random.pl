@@ -24,9 +24,7 @@ my $node = $c->{node};
 my $rq = RandomQuery->new;
 my $outer = RandomQuery->new(outer => 75);
 my $large = $ENV{SAGA_LARGE} // 1500;
-my %tables = $rq->tables;
-$c->sql('GRANT CREATE ON DATABASE app TO alice');
-$c->alice($rq->schema . Writers->new(seed => $seed, tables => \%tables)->fill . 'CREATE SCHEMA m');
+my %tables = $c->random_tables($seed);
 
 my @numbers = $ENV{SAGA_QUERY} ? ($ENV{SAGA_QUERY}) : (1 .. $number);
 my ($accepted, @refused, %class) = (0);

@@ -78,7 +78,9 @@ packages_to_build() {
 }
 
 packages_to_test() {
-	need_packages perl libipc-run-perl
+	need_packages perl libipc-run-perl openssl
+	# Node.js may have come from elsewhere
+	command -v node >/dev/null || need_packages nodejs
 }
 
 # ---- where -----------------------------------------------------------------
