@@ -16,6 +16,8 @@
 #define ERRCODE_SAGA_STALE_EPOCH		SAGA_ERRCODE('B', '0', '4')	/* an old coordinator */
 #define ERRCODE_SAGA_TOO_LATE			SAGA_ERRCODE('B', '0', '5')	/* past the claim's not-after */
 
+#define ERRCODE_SAGA_HAS_VOTED			SAGA_ERRCODE('B', '0', '6')	/* a branch of two-phase commit, asked again */
+
 #define ERRCODE_SAGA_RESULT_SHAPE		SAGA_ERRCODE('R', '0', '1')
 #define ERRCODE_SAGA_TOKEN				SAGA_ERRCODE('T', '0', '1')
 #define ERRCODE_SAGA_KEY_REUSE			SAGA_ERRCODE('K', '0', '1')

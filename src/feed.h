@@ -135,8 +135,9 @@ extern bool saga_feed_settled(SagaFeed *feed);
 extern bool saga_feed_decode(SagaFeed *feed, XLogRecPtr until, int max_ms);
 
 /*
- * A fence: everything committed before it, once decoded up to it, has been
- * seen.  Writes a non-transactional message, flushes it, returns its end.  The
+ * A fence, for who knows of no other position that covers what a snapshot
+ * sees: everything committed before it, once decoded up to it, has been seen.
+ * Writes a non-transactional message, flushes it, returns its end.  The
  * message is there to have a record end to flush and decode to (the insert
  * position may lie behind a page header not yet written); nobody reads it.
  */

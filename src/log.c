@@ -236,6 +236,17 @@ write_changes(const SagaTurn *turn)
 		}
 		else if (c->reopened)
 			n[INST_ENDED_AT] = r[INST_ENDED_AT] = true;
+		if (c->has_deadline)
+		{
+			v[INST_DEADLINE] = TimestampTzGetDatum(c->deadline);
+			n[INST_DEADLINE] = c->deadline == DT_NOEND;
+			r[INST_DEADLINE] = true;
+		}
+		if (c->definition_id != 0)
+		{
+			v[INST_DEFINITION] = Int64GetDatum(c->definition_id);
+			r[INST_DEFINITION] = true;
+		}
 		if (!saga_table_update(table, &key, v, n, r))
 			ereport(WARNING,
 					(errcode(ERRCODE_DATA_CORRUPTED),

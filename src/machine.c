@@ -293,11 +293,11 @@ restart_calls(Machine *m)
 	{
 		const SagaStep *step = &state->steps[i];
 
-		if (step->in_flight || step->claiming || step->replaced)
+		if (step->in_flight || step->claiming)
 			continue;
 		if (step->status == SAGA_STEP_UNDO_CALLING)
 			machine_call(m, i, SAGA_OP_UNDO);
-		else if (undoing(state, step))
+		else if (undoing(state, step) || step->replaced)
 			continue;
 		else if (step->status == SAGA_STEP_CALLING)
 			machine_call(m, i, SAGA_OP_ACTION);

@@ -386,6 +386,10 @@ typedef enum SagaRecordKind
 	SAGA_RECORD_BREAKPOINT,		/* node, value: 1 set, 0 taken away, 2 met:
 								 * the saga is paused by this */
 	SAGA_RECORD_REOPENED,		/* a completed child is undone after all */
+	SAGA_RECORD_MIGRATED,		/* from here on with another version; the log
+								 * before it folds on that, too */
+	SAGA_RECORD_OPTIONS,		/* node; payload = its options from here on,
+								 * which the caller applies */
 } SagaRecordKind;
 
 typedef struct SagaRecord
@@ -451,7 +455,8 @@ typedef enum SagaEventKind
 	SAGA_EVENT_COMPLETED,		/* node, op, answer: of a call that was
 								 * ACCEPTED, or whose ACCEPTED is not here yet;
 								 * the first one counts.  A call that is still
-								 * out is cancelled by it. */
+								 * out is cancelled by it.  A "no" must come
+								 * before any answer of a later attempt. */
 	SAGA_EVENT_HEARTBEAT,		/* node, op: an accepted call is alive */
 	SAGA_EVENT_SIGNAL,			/* value = signal */
 } SagaEventKind;

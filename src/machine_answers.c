@@ -349,6 +349,8 @@ machine_on_answer(Machine *m, const SagaEvent *event)
 	SagaState  *state = m->state;
 
 	if (event->answer > SAGA_ANSWER_ACCEPTED ||
+		(event->answer == SAGA_ANSWER_ACCEPTED &&
+		 event->op != SAGA_OP_ACTION && event->op != SAGA_OP_UNDO) ||
 		(!is_out(state, event->node, event->op) &&
 		 !is_local_truth(state, event)))
 	{

@@ -423,6 +423,23 @@ apply_done(SagaState *state, const SagaRecord *record)
 	return true;
 }
 
+/*
+ * A claim that got no answer may have taken effect.  What was accepted then
+ * never comes, so the call must ask again; what is sent only once may not.
+ */
+static void
+doubt_accepted(SagaState *state, SagaStep *step)
+{
+	if (step->status == SAGA_STEP_ACCEPTED &&
+		!node_of(state, step)->at_most_once)
+		back_off(state, step, SAGA_STEP_BACKOFF, 0);
+	else if (step->status == SAGA_STEP_UNDO_ACCEPTED)
+		back_off(state, step, SAGA_STEP_UNDO_BACKOFF, 0);
+	else
+		return;
+	step->sticky = true;
+}
+
 static bool
 apply_failed_claim(SagaState *state, SagaStep *step, const SagaRecord *record)
 {
@@ -434,6 +451,7 @@ apply_failed_claim(SagaState *state, SagaStep *step, const SagaRecord *record)
 		step->skip_tried |= step->claim_skip;
 		end_claim(step);
 		step->claim_failed = true;
+		doubt_accepted(state, step);
 	}
 	else
 		step->claim_due = record->due;
@@ -1070,6 +1088,9 @@ apply_by_kind(SagaState *state, const SagaRecord *record)
 			return apply_breakpoint(state, record);
 		case SAGA_RECORD_REOPENED:
 			return apply_reopened(state, record);
+		case SAGA_RECORD_MIGRATED:
+		case SAGA_RECORD_OPTIONS:
+			return true;			/* notes */
 		default:
 			return false;
 	}

@@ -147,6 +147,10 @@ rerun_refusal(const SagaState *state, int32 node)
 			!step->settled && step->status != SAGA_STEP_STUCK &&
 			step->status != SAGA_STEP_FAILED ? "the step is not over" :
 			"what came after the step, or the pivot, cannot be repeated";
+	for (int32 run = step->run; state->runs[run].owner >= 0;
+		 run = state->steps[state->runs[run].owner].run)
+		if (state->steps[state->runs[run].owner].in_flight)
+			return "the loop around the step is being evaluated";
 	machine_nodes_after(state->graph, step->node, after);
 	for (int32 i = 0; i < state->nsteps; i++)
 		if ((state->steps[i].in_flight || state->steps[i].claiming ||

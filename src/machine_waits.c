@@ -321,7 +321,16 @@ machine_on_completed(Machine *m, const SagaEvent *event)
 		m->out->ignored = "the answer is not awaited";
 		return;
 	}
-	machine_forget_call(m, event->node);
+
+	/*
+	 * A call that is out may be a later attempt than the one that this is the
+	 * answer of: then a "no" does not end the doubt.
+	 */
+	if (m->state->steps[event->node].in_flight)
+	{
+		machine_forget_call(m, event->node);
+		machine_set_lost(m->state, &m->state->steps[event->node], true);
+	}
 	machine_answer_step(m, event);
 }
 

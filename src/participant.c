@@ -30,6 +30,7 @@
 #include "errors.h"
 #include "guc.h"
 #include "participant.h"
+#include "spi_util.h"
 
 #define PARTICIPANT_VERSION		1
 #define DEFINE_TIMEOUT			2000	/* ms, to connect, and for each answer */
@@ -634,6 +635,29 @@ check_clock(ReturnSetInfo *rsinfo, PGconn *conn)
 		   "Set the clocks: calls carry the time until which they are valid.");
 }
 
+/* Needed where a definition may be run by two-phase commit only. */
+static void
+check_prepared(ReturnSetInfo *rsinfo, PGconn *conn, const SagaServer *server)
+{
+	Oid			types[1] = {TEXTOID};
+	Datum		values[1];
+	Datum		used;
+	bool		isnull;
+	char		sqlstate[6];
+	char	   *message;
+	char	   *value = one_value(conn, "SELECT current_setting('max_prepared_transactions')",
+								  sqlstate, &message);
+
+	values[0] = CStringGetTextDatum(server->name);
+	saga_spi_own("SELECT EXISTS (SELECT FROM saga.definition d, saga.two_phase_branches_(d.body) b"
+				 " WHERE b.server = $1 AND (d.body->>'protocol' = 'two_phase' OR d.body->'protocols' ? 'two_phase'))",
+				 1, types, values, NULL, &used, &isnull);
+	report(rsinfo, "max_prepared_transactions",
+		   value != NULL && (strcmp(value, "0") != 0 || !DatumGetBool(used)),
+		   value ? value : message, "more than 0, for protocol 'two_phase' only",
+		   "Definitions that use this server allow two-phase commit: set it there to more than the sagas that run at a time, and restart it.");
+}
+
 static void
 check_settings(ReturnSetInfo *rsinfo, PGconn *conn, const SagaServer *server)
 {
@@ -647,9 +671,7 @@ check_settings(ReturnSetInfo *rsinfo, PGconn *conn, const SagaServer *server)
 	(void) check_value(rsinfo, conn, "synchronous_commit",
 					   "SELECT current_setting('synchronous_commit')", NULL,
 					   "on or higher; a lower one is raised in our sessions", NULL);
-	(void) check_value(rsinfo, conn, "max_prepared_transactions",
-					   "SELECT current_setting('max_prepared_transactions')", NULL,
-					   "more than 0, for protocol 'two_phase' only", NULL);
+	check_prepared(rsinfo, conn, server);
 	value = one_value(conn,
 					  "SELECT least(current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int,"
 					  " (SELECT nullif(rolconnlimit, -1) FROM pg_catalog.pg_roles WHERE rolname = current_user),"

@@ -5,8 +5,7 @@
  *
  * Called by projector.c, which decodes ahead.  In one REPEATABLE READ
  * transaction: lock the sources, so that no TRUNCATE or rewrite can come
- * between; take S; write a fence and decode up to it, so that all that S sees
- * has been decoded; apply exactly the transactions that S sees and the stored
+ * between; take S; decode up to where all that S sees was committed; apply exactly the transactions that S sees and the stored
  * snapshot did not; store S with the contents.  Commit order says nothing
  * here: a transaction can be durable, and decoded, long before it is visible.
  *
@@ -15,7 +14,9 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/transam.h"
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "executor/tuptable.h"
@@ -30,6 +31,7 @@
 #include "utils/memutils.h"
 #include "utils/pg_lsn.h"
 #include "utils/snapmgr.h"
+#include "utils/xid8.h"
 
 #include "compat.h"
 #include "guc.h"
@@ -38,6 +40,9 @@
 #include "quarantine.h"
 #include "saga.h"
 #include "spi_util.h"
+
+/* Looking at so many in the commit log costs less than a flush. */
+#define FEW_TRANSACTIONS 4096
 
 /* Tests kill the worker here, or look at it. */
 static void
@@ -597,12 +602,54 @@ truncated_roots(SagaFeed *feed)
 	return roots;
 }
 
+static uint64
+snapshot_bound(PGFunction bound, Datum snapshot)
+{
+	return U64FromFullTransactionId(DatumGetFullTransactionId(DirectFunctionCall1(bound, snapshot)));
+}
+
+/*
+ * A flushed position, taken after S, by which every transaction that S sees
+ * has committed.  What commits synchronously is flushed before anybody sees
+ * it; the commit log knows how far to flush for what does not.  So a flush,
+ * which writers would feel, is made only where somebody commits
+ * asynchronously: of transactions that the last batch did not see.
+ */
+static XLogRecPtr
+position_of_all_seen(Datum snapshot, Datum before)
+{
+	XLogRecPtr	needed = InvalidXLogRecPtr;
+	uint64		xid;
+	uint64		end;
+
+	if (before == (Datum) 0)
+		return saga_feed_fence();
+	xid = snapshot_bound(pg_snapshot_xmin, before);
+	end = snapshot_bound(pg_snapshot_xmax, snapshot);
+	if (end - xid > FEW_TRANSACTIONS)
+		return saga_feed_fence();
+	for (; xid < end; xid++)
+	{
+		FullTransactionId full = FullTransactionIdFromU64(xid);
+		XLogRecPtr	lsn;
+
+		if (!TransactionIdIsNormal(XidFromFullTransactionId(full)) ||
+			!saga_snapshot_sees(snapshot, full) || saga_snapshot_sees(before, full))
+			continue;
+		lsn = TransactionIdGetCommitLSN(XidFromFullTransactionId(full));
+		needed = Max(needed, lsn);
+	}
+	if (needed > saga_feed_flushed())
+		XLogFlush(needed);
+	return saga_feed_flushed();
+}
+
 static void
 run_batch(SagaFeed *feed, SagaFeedRow *row, Datum *snapshot, XLogRecPtr *position)
 {
 	List	   *joined = NIL;
 	List	   *joining = NIL;
-	XLogRecPtr	fence;
+	XLogRecPtr	until;
 	dlist_iter	iter;
 	ListCell   *lc;
 
@@ -612,8 +659,8 @@ run_batch(SagaFeed *feed, SagaFeedRow *row, Datum *snapshot, XLogRecPtr *positio
 	*snapshot = DirectFunctionCall1(pg_current_snapshot, (Datum) 0);
 	at_step("snapshot");
 
-	fence = saga_feed_fence();
-	(void) saga_feed_decode(feed, fence, 0);
+	until = position_of_all_seen(*snapshot, row->snapshot);
+	(void) saga_feed_decode(feed, until, 0);
 	if (feed->invalidated)
 		saga_projections_dirty = true;
 	feed->invalidated = false;
@@ -622,7 +669,7 @@ run_batch(SagaFeed *feed, SagaFeedRow *row, Datum *snapshot, XLogRecPtr *positio
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "could not connect to SPI");
 	look_at_sources(truncated_roots(feed));
-	*position = fence;
+	*position = until;
 	dlist_foreach(iter, &feed->txns)
 	{
 		SagaFeedTxn *txn = dlist_container(SagaFeedTxn, node, iter.cur);

@@ -53,12 +53,12 @@ sub named
 named('function', <<'SQL', sub { my $n = shift; qr/^###.*\bsaga\.\Q$n\E\(/m });
 SELECT DISTINCT proname FROM pg_proc
  WHERE pronamespace = 'saga'::regnamespace AND proname !~ '_$'
-   AND proname NOT IN ('node_in', 'node_out', 'saga_postgres_validator')
+   AND proname NOT IN ('node_in', 'node_out', 'saga_postgres_validator', 'saga_http_validator')
 SQL
 named('internal function', <<'SQL', sub { my $n = shift; qr/`saga\.\Q$n\E`/ });
 SELECT DISTINCT proname FROM pg_proc
  WHERE pronamespace = 'saga'::regnamespace
-   AND (proname ~ '_$' OR proname IN ('node_in', 'node_out', 'saga_postgres_validator'))
+   AND (proname ~ '_$' OR proname IN ('node_in', 'node_out', 'saga_postgres_validator', 'saga_http_validator'))
 SQL
 # the text of a section, from its heading to the next
 sub section

@@ -313,6 +313,46 @@ is($c->run('elsewhere', '{}'), 'compensated|declined|call|57014', 'a request tha
 is($c->effects, 'local undo', 'though nobody knows if it was done');
 $s->take_effects;
 
+# ---- answered later ----
+
+$c->alice(<<'SQL');
+SELECT saga.define('later', input => 'mode text', steps => ARRAY[
+  saga.step('call', server => 'svc', callback => true, action => 'POST /:mode/later {"token": :callback_token}', compensation => 'none'),
+  saga.step('see', action => 'SELECT act(''later'', :call.said)')]);
+SQL
+$c->sql('TRUNCATE app.effect');
+my $seen = $s->requests;
+$id = $c->start('later', '{"mode": "accepted"}');
+ok($c->until("SELECT count(*) = 1 FROM saga.log WHERE saga_id = '$id' AND kind = 'accepted'"), '202 to a step with a callback');
+my $accepted = ($s->requests)[$seen];
+my $token = $accepted->{headers}{'saga-callback-token'};
+is($accepted->{body}{token}, $token, 'has the token in its header and where the request says');
+is($c->alice("SELECT saga.complete_step('$token', '{\"said\": \"yes\"}')"), 't', 'the answer comes later');
+is($c->ended($id), 'completed|||', 'and ends the step');
+is($c->effects, 'later/yes', 'with its result');
+is($c->run('later', '{"mode": "echoOk"}'), 'completed|||', 'an answer at once is one as well');
+$s->take_effects;
+
+# ---- never twice ----
+
+$c->alice(<<'SQL');
+SELECT saga.define('once', input => 'mode text', steps => ARRAY[
+  saga.step('call', server => 'svc', delivery => 'at_most_once', timeout => '500 ms', action => 'POST /:mode/mail',
+            retry => saga.retry_policy(initial_interval => '10 ms', max_attempts => 3),
+            compensation => 'POST /ok/sorry')]);
+SQL
+for my $mode (qw(doneHang doneReset reset garbage))
+{
+    $id = $c->start('once', qq({"mode": "$mode"}));
+    like($c->ended($id), qr/^compensated\|declined\|call/, "at most once: $mode");
+    is(attempts($id), 1, 'is not sent again');
+}
+is($s->take_effects, 'POST mail, POST sorry, POST mail, POST sorry, POST sorry, POST mail, POST sorry',
+    'but undone, as it may have happened');
+$id = $c->start('once', '{"mode": "status-503"}');
+is($c->ended($id), 'compensated|declined|call|H0503', 'what is known not to have happened');
+is(attempts($id), 3, 'is tried again');
+
 # ---- addresses ----
 
 http_server(named => 'http://localhost:' . $s->port);
@@ -460,6 +500,19 @@ ok(crash_server($c->{node}), 'the server crashes in the middle');
 is(scalar(grep { $c->ended($_) ne 'completed|||' } @ids), 0, 'all sagas complete afterwards');
 @effects = grep { $_->{what} =~ /^1\d\d\d$/ } $s->effects;
 is(scalar(@effects), 200, 'with one effect each');
+
+$c->alice(<<'SQL');
+SELECT saga.define('once_crash', input => 'n int', steps => ARRAY[
+  saga.step('call', server => 'svc', delivery => 'at_most_once', action => 'POST /slow-2000/o:{n}', compensation => 'POST /ok/undone:{n}')]);
+SQL
+@ids = split /\n/, $c->alice(<<'SQL');
+SELECT id FROM saga.start_many('once_crash', (SELECT jsonb_agg(jsonb_build_object('n', n)) FROM generate_series(1, 20) n))
+SQL
+until_true(sub { return 20 == grep { $_->{what} =~ /^o\d+$/ } $s->effects });
+ok(crash_server($c->{node}), 'the server crashes while calls wait that must not be sent twice');
+is(scalar(grep { $c->ended($_) !~ /^compensated/ } @ids), 0, 'they are undone');
+is(scalar(grep { $_->{what} =~ /^o\d+$/ } $s->requests), 20, 'and not sent again');
+is(scalar(grep { $_->{what} =~ /^undone\d+$/ } $s->effects), 20, 'each of them');
 
 # ---- many at once ----
 

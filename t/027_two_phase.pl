@@ -356,5 +356,7 @@ is($c->run('only'), 'compensated|declined|prepare_a|55000', 'no prepared transac
 like($c->sql('SELECT error FROM saga.instances ORDER BY started_at DESC LIMIT 1'), qr/max_prepared_transactions/,
     'which says what to set');
 refused_definition($one, qr/its max_prepared_transactions is 0/, 'and refused at define');
+is($c->alice(q(SELECT found, ok FROM saga.check_participant('a') WHERE "check" = 'max_prepared_transactions')), '0|f',
+    'and check_participant shows it');
 
 done_testing();

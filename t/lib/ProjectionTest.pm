@@ -119,6 +119,16 @@ sub following
     return $ok;
 }
 
+# After DDL and a write: the projector looks at what was altered with the batch
+# that has the write (an error here says that it has), and follows again.
+sub settled
+{
+    local $Test::Builder::Level = $Test::Builder::Level + 1;
+    my ($self, @names) = @_;
+    $self->ask('SELECT saga.wait_for_projection(' . literal($names[0]) . ", timeout => '$limit s')");
+    return $self->following(@names);
+}
+
 # All that is committed now is in it.
 sub caught_up
 {
