@@ -273,6 +273,7 @@ saga_procedure_step(PG_FUNCTION_ARGS)
 	const char *problem;
 	char	   *name = text_arg(fcinfo, 0);
 	char	   *action = text_arg(fcinfo, 1);
+	char	   *server;
 	Jsonb	   *args = PG_ARGISNULL(2) ? NULL : PG_GETARG_JSONB_P(2);
 	Jsonb	   *answer;
 
@@ -291,10 +292,11 @@ saga_procedure_step(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("args of step \"%s\" must be a JSON object", name)));
 	check_in_entry();
+	server = text_arg(fcinfo, 3);
 	answer = ask(object_of((Field[]) {
-		{"kind", json_string("step")},
+		{"kind", json_string(server ? "remote" : "local")},
 		{"name", json_string(name)}, {"action", json_string(action)}, {"args", args},
-		{"server", json_string(text_arg(fcinfo, 3))},
+		{"server", json_string(server)},
 		{"compensation", json_string(text_arg(fcinfo, 4))}
 	}, 6))->answer;
 	if (answer == NULL)
@@ -585,7 +587,10 @@ static const char *const definition_sql =
 "    saga.step('entry', 'SELECT saga.procedure_entry_(:saga_id, :procedure, :source, :args)',"
 "              compensation => 'none'),"
 "    saga.branch_step('request',"
-"      saga.when(':entry.kind = ''step''', ARRAY['{\"kind\": \"step\", \"name\": \"step\", \"dynamic\": \"entry\"}'::pg_catalog.jsonb::saga.node]),"
+"      saga.when(':entry.kind = ''local''', ARRAY[saga.step('local',"
+"        'SELECT saga.procedure_run_(:entry, false, NULL, :saga_id)',"
+"        'SELECT saga.procedure_run_(:entry, true, :result, :saga_id)')]),"
+"      saga.when(':entry.kind = ''remote''', ARRAY['{\"kind\": \"asked\", \"name\": \"remote\", \"by\": \"entry\"}'::pg_catalog.jsonb::saga.node]),"
 "      saga.when(':entry.kind = ''sleep''', ARRAY[saga.sleep_step('sleep', ':entry.duration')]),"
 "      saga.when(':entry.kind = ''signal''', ARRAY[saga.signal_step('signal', '*')]))],"
 "    while => ':entry.kind IS DISTINCT FROM ''done''')],"
