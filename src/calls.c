@@ -530,7 +530,7 @@ saga_start_call(SagaRun *run, const SagaCommand *c)
 				(errcode(ERRCODE_DATA_CORRUPTED),
 				 errmsg("step \"%s\" of saga \"%s\" has nothing to call",
 						saga_step_name(run, c->node), run->def->name)));
-	if (call->kind == SAGA_CALL_CHILD)
+	if (call && call->kind == SAGA_CALL_CHILD)
 		run->holds = true;		/* it leaves what it has reserved to us */
 	if (call && call->kind == SAGA_CALL_ASKED && (call = asked_call(run, c, call)) == NULL)
 		return;
