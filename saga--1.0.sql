@@ -1368,9 +1368,9 @@ COMMENT ON FUNCTION saga.await_signal(text) IS 'In a durable procedure: wait for
 CREATE FUNCTION saga.procedure_entry_(saga_id uuid, procedure oid, source text, args jsonb)
 RETURNS jsonb LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_procedure_entry';
 COMMENT ON FUNCTION saga.procedure_entry_(uuid, oid, text, jsonb) IS 'Internal: runs a durable procedure up to its next request';
-CREATE FUNCTION saga.procedure_run_(request jsonb, undo boolean, result jsonb, saga_id uuid)
-RETURNS jsonb LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_procedure_run';
-COMMENT ON FUNCTION saga.procedure_run_(jsonb, boolean, jsonb, uuid) IS 'Internal: runs a local step that a durable procedure asked for';
+CREATE FUNCTION saga.procedure_run_(request jsonb, undo boolean, saga_id uuid, step text)
+RETURNS jsonb LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_procedure_run';
+COMMENT ON FUNCTION saga.procedure_run_(jsonb, boolean, uuid, text) IS 'Internal: runs a local step that a durable procedure asked for';
 
 CREATE FUNCTION saga.wait_any(ids uuid[], timeout interval DEFAULT '30 s')
 RETURNS saga.outcome LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_wait_any';
@@ -2749,7 +2749,7 @@ GRANT EXECUTE ON FUNCTION saga.may(text, text), saga.workers_(), saga.participan
     TO saga_user, saga_operator, saga_monitor;
 GRANT EXECUTE ON FUNCTION saga.start_procedure(regprocedure, jsonb, text), saga.run_step(text, text, jsonb, text, text),
     saga.sleep(interval), saga.await_signal(text), saga.procedure_entry_(uuid, oid, text, jsonb),
-    saga.procedure_run_(jsonb, boolean, jsonb, uuid) TO saga_user;
+    saga.procedure_run_(jsonb, boolean, uuid, text) TO saga_user;
 GRANT EXECUTE ON FUNCTION saga.start(text, jsonb, text, timestamptz, text, integer, integer, interval, text, jsonb, text),
     saga.start_many(text, jsonb, text), saga.wait(uuid, interval), saga.wait_any(uuid[], interval), saga.status(uuid)
     TO saga_user, saga_operator;

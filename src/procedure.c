@@ -556,14 +556,19 @@ saga_procedure_entry(PG_FUNCTION_ARGS)
 	}
 	PG_CATCH();
 	{
-		entry = NULL;
-		if (!this.suspended_for && !this.departed)
-			PG_RE_THROW();
+		ErrorData  *error;
 
-		/* whatever it made of our error, and whatever it caught */
+		/* our subtransaction must not outlive us */
+		entry = NULL;
 		MemoryContextSwitchTo(caller);
+		error = CopyErrorData();
 		FlushErrorState();
 		RollbackAndReleaseCurrentSubTransaction();
+
+		/* if it asked for something, whatever it made of that error */
+		if (!this.suspended_for && !this.departed)
+			ReThrowError(error);
+		FreeErrorData(error);
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(caller);
@@ -588,8 +593,8 @@ static const char *const definition_sql =
 "              compensation => 'none'),"
 "    saga.branch_step('request',"
 "      saga.when(':entry.kind = ''local''', ARRAY[saga.step('local',"
-"        'SELECT saga.procedure_run_(:entry, false, NULL, :saga_id)',"
-"        'SELECT saga.procedure_run_(:entry, true, :result, :saga_id)')]),"
+"        'SELECT saga.procedure_run_(:entry, false, :saga_id, :step_name)',"
+"        'SELECT saga.procedure_run_(:entry, true, :saga_id, :step_name)')]),"
 "      saga.when(':entry.kind = ''remote''', ARRAY['{\"kind\": \"asked\", \"name\": \"remote\", \"by\": \"entry\"}'::pg_catalog.jsonb::saga.node]),"
 "      saga.when(':entry.kind = ''sleep''', ARRAY[saga.sleep_step('sleep', ':entry.duration')]),"
 "      saga.when(':entry.kind = ''signal''', ARRAY[saga.signal_step('signal', '*')]))],"

@@ -28,6 +28,7 @@
 #include "isolation.h"
 #include "procedure.h"
 #include "result.h"
+#include "spi_util.h"
 
 PG_FUNCTION_INFO_V1(saga_procedure_run);
 
@@ -107,8 +108,37 @@ infer(ParseState *pstate, void *arg)
 	setup_parse_variable_parameters(pstate, t->types, t->n);
 }
 
+/* What the step returned, for its compensation; a name would lose its type. */
+static Jsonb *
+result_of(Datum saga_id, Datum step, MemoryContext context)
+{
+	Oid			types[] = {UUIDOID, TEXTOID};
+	Datum		values[] = {saga_id, step};
+	SagaUserSwitch save;
+	Jsonb	   *result = NULL;
+
+	saga_as_extension_owner_begin(&save);
+	if (SPI_execute_with_args("SELECT result FROM saga.log_record WHERE saga_id = $1 AND step = $2"
+							  " AND kind IN ('done', 'skipped') AND operation = 'action'"
+							  " ORDER BY seq DESC LIMIT 1", 2, types, values, NULL, true, 1) != SPI_OK_SELECT)
+		elog(ERROR, "could not read the log");
+	if (SPI_processed == 1)
+	{
+		bool		isnull;
+		Datum		value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
+		MemoryContext old = MemoryContextSwitchTo(context);
+
+		if (!isnull)
+			result = (Jsonb *) PG_DETOAST_DATUM_COPY(value);
+		MemoryContextSwitchTo(old);
+	}
+	SPI_freetuptable(SPI_tuptable);
+	saga_as_extension_owner_end(&save);
+	return result;
+}
+
 /*
- * procedure_run_(request, undo, result, saga_id): the action or compensation
+ * procedure_run_(request, undo, saga_id, step): the action or compensation
  * of a local step, as the current user.  The statement finds the types of its
  * parameters, as in every local action.
  */
@@ -130,7 +160,8 @@ saga_procedure_run(PG_FUNCTION_ARGS)
 	int			n;
 	int			rc;
 
-	if (PG_ARGISNULL(0) || PG_ARGISNULL(3) || saga_local_action == NULL)
+	if (saga_local_action == NULL ||
+		memcmp(&saga_local_action->saga_id, PG_GETARG_UUID_P(2), UUID_LEN) != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("this function is called by durable procedures only")));
@@ -142,15 +173,15 @@ saga_procedure_run(PG_FUNCTION_ARGS)
 				 errdetail_internal("%s", problem)));
 	n = call->tmpl->nparams;
 	memset(&values, 0, sizeof(values));
-	values.saga_id = *PG_GETARG_UUID_P(3);
+	values.saga_id = *PG_GETARG_UUID_P(2);
 	values.input = call->args;
 	values.node = SAGA_NO_NODE;
-	values.result = PG_ARGISNULL(2) ? NULL : PG_GETARG_JSONB_P(2);
-	bound = palloc0(sizeof(char *) * Max(n, 1));
-	saga_template_bind(call->tmpl, &values, bound);
-
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
+	if (undo)
+		values.result = result_of(PG_GETARG_DATUM(2), PG_GETARG_DATUM(3), caller);
+	bound = palloc0(sizeof(char *) * Max(n, 1));
+	saga_template_bind(call->tmpl, &values, bound);
 	types.types = palloc(sizeof(Oid *));
 	types.n = palloc(sizeof(int));
 	*types.types = palloc(sizeof(Oid) * Max(n, 1));
