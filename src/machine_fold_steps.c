@@ -592,6 +592,8 @@ apply_accepted(SagaState *state, const SagaRecord *record)
 			is_local(state, step, true))
 			return false;
 		step->undo_maybe = true;
+		if (step->status == SAGA_STEP_UNDO_CALLING)
+			step->broken = 0;		/* the action's */
 		machine_set_status(state, step, SAGA_STEP_UNDO_ACCEPTED);
 	}
 	else
@@ -604,8 +606,7 @@ apply_accepted(SagaState *state, const SagaRecord *record)
 	}
 	machine_relieve(state, step);
 	step->sticky = record->maybe;
-	step->broken = 0;
-	step->last_kind = SAGA_ANSWER_ACCEPTED;
+	step->last_kind = SAGA_ANSWER_ACCEPTED; /* no answer yet: 'broken' stays */
 	step->due = record->due;
 	return true;
 }
