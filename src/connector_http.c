@@ -171,11 +171,10 @@ reach_of_ipv6(const uint8 *a)
 
 	if (memcmp(a, zeros, 15) == 0)
 		return a[15] == 1 ? REACH_LOOPBACK : REACH_SPECIAL;
-	/* an IPv4 address inside: mapped, compatible, NAT64, 6to4 */
-	if (memcmp(a, zeros, 10) == 0 && a[10] == 0xff && a[11] == 0xff)
+	/* an IPv4 address inside: mapped, NAT64, 6to4 */
+	if ((memcmp(a, zeros, 10) == 0 && a[10] == 0xff && a[11] == 0xff) ||
+		memcmp(a, nat64, 12) == 0)
 		return reach_of_ipv4(ipv4_at(a + 12));
-	if (memcmp(a, zeros, 12) == 0 || memcmp(a, nat64, 12) == 0)
-		return Max(reach_of_ipv4(ipv4_at(a + 12)), REACH_PRIVATE);
 	if (a[0] == 0x20 && a[1] == 0x02)
 		return reach_of_ipv4(ipv4_at(a + 2));
 	if ((a[0] & 0xfe) == 0xfc)
@@ -767,14 +766,18 @@ set_options(HttpLink *link)
 	curl_easy_setopt(easy, CURLOPT_WRITEDATA, link);
 }
 
-static void
+/* False: out of memory. */
+static bool
 set_request(HttpLink *link)
 {
 	CURL	   *easy = link->easy;
 	const SagaHttpRequest *request = link->request;
 	bool		once = link->link.call->request.at_most_once;
 
-	curl_easy_setopt(easy, CURLOPT_URL, request->url);
+	/* the two that libcurl copies */
+	if (curl_easy_setopt(easy, CURLOPT_URL, request->url) != CURLE_OK ||
+		curl_easy_setopt(easy, CURLOPT_CUSTOMREQUEST, request->method) != CURLE_OK)
+		return false;
 	curl_easy_setopt(easy, CURLOPT_HTTPHEADER, request->headers);
 
 	/* each time: without them libcurl would start a thread to look them up */
@@ -794,7 +797,7 @@ set_request(HttpLink *link)
 						 (curl_off_t) (request->body ? strlen(request->body) : 0));
 		curl_easy_setopt(easy, CURLOPT_POSTFIELDS, request->body ? request->body : "");
 	}
-	curl_easy_setopt(easy, CURLOPT_CUSTOMREQUEST, request->method);
+	return true;
 }
 
 static void
@@ -802,8 +805,8 @@ start_transfer(HttpLink *link)
 {
 	SagaFault	fault;
 
-	set_request(link);
-	if (curl_multi_add_handle(link->pool->multi, link->easy) == CURLM_OK)
+	if (set_request(link) &&
+		curl_multi_add_handle(link->pool->multi, link->easy) == CURLM_OK)
 	{
 		link->running = true;
 		return;
