@@ -11,7 +11,7 @@ $c->alice(<<'SQL');
 CREATE FUNCTION no(why text) RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION '%', why USING ERRCODE = 'SGB01'; END $$;
 SELECT saga.define('kid', input => 'n integer', output => '{"id": :a, "n": :n}', steps => ARRAY[
   saga.step('a', action => 'SELECT act(''kid'', (:n)::text)', compensation => 'SELECT act(''kid undone'', (:n)::text)')]);
-SELECT saga.define('slow kid', input => 'g bigint', output => '"late"', steps => ARRAY[
+SELECT saga.define('slow kid', input => 'g bigint', output => '''late''::text', steps => ARRAY[
   saga.step('a', action => 'SELECT act(''slow'', (:g)::text)', compensation => 'SELECT act(''slow undone'', (:g)::text)'),
   saga.step('gate', action => 'SELECT gate(:g)', timeout => '1 hour', compensation => 'SELECT 1')]);
 SELECT saga.define('pivot kid', input => 'n integer', steps => ARRAY[
