@@ -9,11 +9,14 @@
 #include "postgres.h"
 
 #include "catalog/namespace.h"
+#include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "utils/builtins.h"
 #include "utils/datetime.h"
+#include "utils/hsearch.h"
 #include "utils/lsyscache.h"
 
+#include "compat.h"
 #include "isolation.h"
 #include "log.h"
 #include "rows.h"

@@ -8,9 +8,11 @@
  */
 #include "postgres.h"
 
+#include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "utils/builtins.h"
 
+#include "compat.h"
 #include "log.h"
 
 /* Run a read-only query with saved plan; results stay until SPI_finish(). */
