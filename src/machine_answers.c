@@ -275,6 +275,8 @@ answer_claim(Machine *m, const SagaEvent *event)
 		machine_emit(m, &record);
 		if (undoing(state, step))
 			machine_undo_settle(m, event->node);
+		else
+			machine_give_up_once(m, event->node);
 		machine_restart_calls(state);
 	}
 	if (undoing(state, step))
