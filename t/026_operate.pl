@@ -194,7 +194,7 @@ SELECT saga.define('s_broken', input => 'f text', steps => ARRAY[
             retry => saga.retry_policy(initial_interval => '5 ms', backoff => 1))]);
 SELECT saga.define('s_undo', input => 'f text', steps => ARRAY[
   saga.step('b', action => 'SELECT act(''x'')', compensation => 'SELECT need(:f)',
-            compensation_retry => saga.retry_policy(initial_interval => '5 ms', backoff => 1)),
+            compensation_retry => saga.retry_policy(initial_interval => '5 ms', jitter => 0)),
   saga.step('no', action => 'SELECT need(''never'')', compensation => 'SELECT 1')]);
 SELECT saga.define('s_deadline', input => 'f text', deadline => '200 ms', steps => ARRAY[
   saga.step('a', action => 'SELECT act(''x'')', pivot => true),
