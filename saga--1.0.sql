@@ -59,6 +59,7 @@ CREATE INDEX instance_live ON saga.instance (bucket) WHERE ended_at IS NULL;
 -- These never change, so an update stays HOT.
 CREATE INDEX instance_labels ON saga.instance USING gin (labels jsonb_path_ops) WHERE labels IS NOT NULL;
 CREATE INDEX instance_parent ON saga.instance (parent_id) WHERE parent_id IS NOT NULL;
+CREATE INDEX instance_copy ON saga.instance (copy_of) WHERE copy_of IS NOT NULL;
 COMMENT ON TABLE saga.instance IS 'One row for each saga; equals the fold of its log';
 
 -- The idempotency keys of start(), over all versions of a definition.
@@ -1482,6 +1483,66 @@ RETURN saga.verb_(id, 'skip_step', step, result, force, reason, strict);
 COMMENT ON FUNCTION saga.skip_step(uuid, text, jsonb, text, boolean, boolean)
 IS 'Count a step (when undoing: its compensation) as done with this result; a call that may have happened is first forbidden at the participant, unless forced';
 
+CREATE FUNCTION saga.command_(id uuid, verb text, step text, result jsonb, value bigint, reason text, strict boolean)
+RETURNS text LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_command';
+COMMENT ON FUNCTION saga.command_(uuid, text, text, jsonb, bigint, text, boolean)
+IS 'Internal: leave a verb with a value in the inbox (use set_deadline, migrate, ...)';
+
+CREATE FUNCTION saga.rerun_from(id uuid, step text, reason text DEFAULT NULL, strict boolean DEFAULT false)
+RETURNS text LANGUAGE sql VOLATILE
+RETURN saga.command_(id, 'rerun_from', step, NULL, NULL, reason, strict);
+COMMENT ON FUNCTION saga.rerun_from(uuid, text, text, boolean)
+IS 'Run a step that is over or stuck, and all that follows it, once more; nothing is undone first';
+
+CREATE FUNCTION saga.set_deadline(id uuid, deadline timestamptz, reason text DEFAULT NULL, strict boolean DEFAULT false)
+RETURNS text LANGUAGE sql VOLATILE
+RETURN saga.command_(id, 'set_deadline', NULL, NULL,
+    CASE WHEN pg_catalog.isfinite(deadline)
+         THEN (extract(epoch FROM deadline - timestamptz '2000-01-01 00:00:00+00') * 1000000)::bigint END,
+    reason, strict);
+COMMENT ON FUNCTION saga.set_deadline(uuid, timestamptz, text, boolean)
+IS 'Give a saga another deadline; NULL or infinity: none';
+
+CREATE FUNCTION saga.breakpoint(id uuid, step text, set boolean DEFAULT true, reason text DEFAULT NULL, strict boolean DEFAULT false)
+RETURNS text LANGUAGE sql VOLATILE
+RETURN saga.command_(id, 'breakpoint', step, NULL, CASE WHEN set THEN 1 ELSE 0 END, reason, strict);
+COMMENT ON FUNCTION saga.breakpoint(uuid, text, boolean, text, boolean)
+IS 'Pause the saga when it reaches a step; set => false takes that back';
+
+CREATE FUNCTION saga.set_step_options(id uuid, step text, timeout interval DEFAULT NULL, retry jsonb DEFAULT NULL,
+    compensation_timeout interval DEFAULT NULL, compensation_retry jsonb DEFAULT NULL,
+    reason text DEFAULT NULL, strict boolean DEFAULT false)
+RETURNS text LANGUAGE sql VOLATILE
+RETURN saga.command_(id, 'set_step_options', step, pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+    'timeout', pg_catalog.trim_scale(extract(epoch FROM timeout)), 'retry', retry,
+    'compensation_timeout', pg_catalog.trim_scale(extract(epoch FROM compensation_timeout)),
+    'compensation_retry', compensation_retry)), NULL, reason, strict);
+COMMENT ON FUNCTION saga.set_step_options(uuid, text, interval, jsonb, interval, jsonb, text, boolean)
+IS 'Give a step of one saga another time-out or another policy of attempts';
+
+CREATE FUNCTION saga.migrate(id uuid, version integer DEFAULT NULL, reason text DEFAULT NULL, strict boolean DEFAULT false)
+RETURNS text LANGUAGE sql VOLATILE
+RETURN saga.command_(id, 'migrate', NULL, NULL, version, reason, strict);
+COMMENT ON FUNCTION saga.migrate(uuid, integer, text, boolean)
+IS 'Let a saga that is paused, stuck or waiting go on with another version of its definition, if its log fits that';
+
+CREATE FUNCTION saga.restart(id uuid, version integer DEFAULT NULL, reason text DEFAULT NULL, strict boolean DEFAULT false)
+RETURNS text LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_restart';
+COMMENT ON FUNCTION saga.restart(uuid, integer, text, boolean)
+IS 'Start another saga with the input and the key of one that has ended';
+
+CREATE FUNCTION saga.fork(id uuid, step text, version integer DEFAULT NULL, reason text DEFAULT NULL, strict boolean DEFAULT false)
+RETURNS text LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_fork';
+COMMENT ON FUNCTION saga.fork(uuid, text, integer, text, boolean)
+IS 'Start another saga that has the results of one that has ended or is paused, up to a step, and goes on from there';
+
+GRANT EXECUTE ON FUNCTION saga.command_(uuid, text, text, jsonb, bigint, text, boolean),
+    saga.rerun_from(uuid, text, text, boolean), saga.set_deadline(uuid, timestamptz, text, boolean),
+    saga.breakpoint(uuid, text, boolean, text, boolean),
+    saga.set_step_options(uuid, text, interval, jsonb, interval, jsonb, text, boolean),
+    saga.migrate(uuid, integer, text, boolean), saga.restart(uuid, integer, text, boolean),
+    saga.fork(uuid, text, integer, text, boolean) TO saga_user, saga_operator;
+
 CREATE FUNCTION saga.take_over(reason text DEFAULT NULL)
 RETURNS text LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_take_over';
 COMMENT ON FUNCTION saga.take_over(text)
@@ -1612,13 +1673,26 @@ SELECT s.saga_id AS id, i.name, i.version, i.direction, s.step, s.operation, s.r
            WHEN 'hook_fails' THEN 'The ending action of the definition fails. Mend the cause, then retry, or skip it.'
        END AS hint,
        CASE s.reason
-           WHEN 'deadline' THEN ARRAY['resume', 'terminate']
+           WHEN 'deadline' THEN ARRAY['resume', 'set_deadline', 'terminate']
            WHEN 'error' THEN ARRAY['terminate']
-           ELSE CASE WHEN i.direction = 'forward' AND s.reason <> 'hook_fails'
-                     THEN ARRAY['retry_step', 'skip_step', 'cancel', 'terminate']
-                     ELSE ARRAY['retry_step', 'skip_step', 'terminate'] END
+           WHEN 'hook_fails' THEN ARRAY['retry_step', 'skip_step', 'terminate']
+           ELSE CASE
+                    WHEN NOT c.is_over THEN ARRAY['retry_step', 'skip_step']
+                    WHEN i.direction = 'forward' THEN ARRAY['rerun_from', 'skip_step']
+                    ELSE ARRAY['skip_step'] END
+                || CASE WHEN i.direction = 'forward' AND NOT c.past_pivot THEN ARRAY['cancel'] ELSE '{}' END
+                || ARRAY['terminate']
        END AS verbs
-FROM saga.stuck_saga s JOIN saga.instances i ON i.id = s.saga_id;
+FROM saga.stuck_saga s
+JOIN saga.instances i ON i.id = s.saga_id
+JOIN saga.definition d ON d.name = i.name AND d.version = i.version
+CROSS JOIN LATERAL (SELECT
+    -- the sub-saga was terminated, or cannot be undone: asking again is of no use
+    s.sqlstate IS NOT DISTINCT FROM '55000' AND pg_catalog.jsonb_path_exists(d.body, '$.steps.** ? (@.kind == "call" && @.name == $step)',
+        pg_catalog.jsonb_build_object('step', pg_catalog.split_part(pg_catalog.split_part(s.step, '[', 1), '~', 1))) AS is_over,
+    EXISTS (SELECT FROM pg_catalog.jsonb_path_query(d.body, '$.steps.** ? (@.pivot == true).name') AS p(name)
+            JOIN saga.log_record l ON l.saga_id = s.saga_id AND l.step = p.name OPERATOR(pg_catalog.#>>) '{}'
+            WHERE l.kind IN ('intent', 'done')) AS past_pivot) AS c;
 COMMENT ON VIEW saga.stuck IS 'Sagas that wait for an operator: why, and the verbs that help';
 
 CREATE FUNCTION saga.prepared_gid_(saga uuid, label text, branch integer)
@@ -1748,12 +1822,13 @@ BEGIN ATOMIC
             WHEN s.kind = 'done' AND s.operation = 'undo' THEN 'undone'
             WHEN s.kind IN ('done', 'failed', 'stuck', 'skipped', 'continued', 'refused') THEN s.kind
             WHEN s.kind = 'hook' AND s.due IS NULL THEN 'done'
-            WHEN s.kind = 'chosen' THEN 'done'
+            WHEN s.kind IN ('chosen', 'expanded') THEN 'done'
+            WHEN s.kind IN ('sleeping', 'awaiting', 'accepted') THEN 'waiting'
             ELSE 'running' END AS state
         FROM s
     )
     SELECT k.step, k.operation, k.began,
-           CASE WHEN k.state IN ('retrying', 'stuck', 'running')
+           CASE WHEN k.state IN ('retrying', 'stuck', 'running', 'waiting')
                 THEN coalesce((SELECT i.ended_at FROM saga.instances i WHERE i.id = spans_.id), pg_catalog.clock_timestamp())
                 ELSE k.last_at END,
            k.state, k.attempts, k.error
@@ -1786,7 +1861,10 @@ BEGIN
         result := E'gantt\n  title ' || translate(i.name, '#;:%<>"', '_______') || ' ' || i.state
                || E'\n  dateFormat x\n  axisFormat %H:%M:%S\n';
     END IF;
-    FOR s IN SELECT * FROM saga.spans_(id) LOOP
+    FOR s IN
+        SELECT * FROM saga.spans_(id) b
+        ORDER BY CASE WHEN format = 'dot' THEN b.began ELSE min(b.began) OVER (PARTITION BY b.step) END, b.step, b.began
+    LOOP
         n := n + 1;
         IF format = 'dot' THEN
             result := result || format('  n%s [label="%s\n%s: %s\n%s\n%s ms", fillcolor="%s"];', n,
@@ -2078,8 +2156,10 @@ CREATE TABLE saga.escrow_reservation (
     amount  numeric NOT NULL,
     final   boolean NOT NULL DEFAULT false,
     at      timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    decided_by uuid NOT NULL,
     PRIMARY KEY (saga, step, counter, key)
 );
+CREATE INDEX escrow_reservation_decided_by ON saga.escrow_reservation (decided_by);
 CREATE INDEX escrow_reservation_counter ON saga.escrow_reservation (counter, key);
 COMMENT ON TABLE saga.escrow_reservation IS 'Amounts that steps have reserved';
 COMMENT ON COLUMN saga.escrow_reservation.saga IS 'The saga';
@@ -2089,6 +2169,7 @@ COMMENT ON COLUMN saga.escrow_reservation.key IS 'Which of them';
 COMMENT ON COLUMN saga.escrow_reservation.amount IS 'To be added to the value when the saga completes; mostly negative';
 COMMENT ON COLUMN saga.escrow_reservation.final IS 'The saga has completed: the next to lock the counter adds it';
 COMMENT ON COLUMN saga.escrow_reservation.at IS 'When it was reserved';
+COMMENT ON COLUMN saga.escrow_reservation.decided_by IS 'The saga whose end decides about it: saga, or when that has completed its parent';
 
 CREATE TABLE saga.reread_value (
     saga   uuid NOT NULL,
@@ -2146,6 +2227,18 @@ RETURNS boolean LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_reread';
 COMMENT ON FUNCTION saga.reread(regclass, jsonb, boolean, boolean)
 IS 'In a local action: remember a row, and when called again in the saga decline if it has changed';
 
+-- Also where nobody steps: in a session it is an ordinary error.
+CREATE FUNCTION saga.abort(reason text, detail jsonb DEFAULT NULL)
+RETURNS void LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF detail IS NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'SGB01', MESSAGE = coalesce(reason, 'declined');
+    END IF;
+    RAISE EXCEPTION USING ERRCODE = 'SGB01', MESSAGE = coalesce(reason, 'declined'), DETAIL = detail::text;
+END
+$$;
+COMMENT ON FUNCTION saga.abort(text, jsonb) IS 'In a local action: end the step as declined, nothing is retried';
+
 CREATE VIEW saga.semantic_locks WITH (security_barrier) AS
 SELECT l.source, l.key, l.saga, i.name, l.since,
        (SELECT pg_catalog.array_agg(w.saga ORDER BY w.place)
@@ -2195,7 +2288,8 @@ COMMENT ON COLUMN saga.escrow_reservations.at IS 'When it was reserved';
 GRANT SELECT ON saga.semantic_locks, saga.escrow_counters, saga.escrow_reservations TO saga_user, saga_operator, saga_monitor;
 GRANT EXECUTE ON FUNCTION saga.semantic_lock(regclass, text, text, interval), saga.semantic_unlock(regclass, text),
     saga.create_escrow(text, text, numeric, numeric, numeric), saga.set_escrow(text, text, numeric, numeric, numeric, numeric),
-    saga.drop_escrow(text, text), saga.escrow(text, text, numeric), saga.reread(regclass, jsonb, boolean, boolean)
+    saga.drop_escrow(text, text), saga.escrow(text, text, numeric), saga.reread(regclass, jsonb, boolean, boolean),
+    saga.abort(text, jsonb)
     TO saga_user;
 
 -- ---------------------------------------------------------------------------
@@ -2285,6 +2379,9 @@ BEGIN
     WITH old AS (
         SELECT i.id FROM saga.instance i JOIN saga.definition d ON d.id = i.definition_id
         WHERE i.ended_at < now() - coalesce((d.body->>'retention')::interval, keep)
+          -- a parent may have its children undone, a fork those of its model
+          AND NOT EXISTS (SELECT FROM saga.instance p WHERE p.id = i.parent_id)
+          AND NOT EXISTS (SELECT FROM saga.instance f WHERE f.copy_of = i.id AND f.ended_at IS NULL)
         LIMIT 50000
     ), gone AS (
         DELETE FROM saga.instance i USING old WHERE i.id = old.id

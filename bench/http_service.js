@@ -1,12 +1,14 @@
-// The service that bench/http calls: reads a request, answers a few bytes.
+// The service that bench/http calls: reads a JSON body and answers with one.
 //   node http_service.js PORT
 'use strict';
 let n = 0;
 const server = require('http').createServer((req, res) => {
-  req.resume();
+  const chunks = [];
+  req.on('data', (chunk) => chunks.push(chunk));
   req.on('end', () => {
-    const body = `{"id": ${++n}}`;
-    res.writeHead(201, { 'Content-Type': 'application/json', 'Content-Length': body.length });
+    const { order } = JSON.parse(Buffer.concat(chunks).toString());
+    const body = JSON.stringify({ id: ++n, order, key: req.headers['idempotency-key'] });
+    res.writeHead(201, { 'Content-Type': 'application/json', 'Content-Length': Buffer.byteLength(body) });
     res.end(body);
   });
 });

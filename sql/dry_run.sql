@@ -112,11 +112,40 @@ SET ROLE regress_dry_other;
 SELECT count(*) > 5 AS ran FROM saga.test_run('order', '{"id": 1, "n": 1}');
 SELECT saga.test_mock('strange', 'lock');
 
+-- ---- control flow ----
+
+SET ROLE regress_dry;
+SELECT saga.define('flow', input => 'n integer, items jsonb', deadline => '3 hours', steps => ARRAY[
+  saga.savepoint_step('back', max_tries => 2),
+  saga.step('mark', 'INSERT INTO line VALUES (''mark'', :n)', 'DELETE FROM line WHERE what = ''mark'''),
+  saga.branch_step('size', saga.when(':n > 5', ARRAY[saga.step('big', 'SELECT ''big''', 'none')]),
+                   saga.otherwise(ARRAY[saga.step('small', 'SELECT ''small''', 'none')])),
+  saga.step('each', 'SELECT :item::text', for_each => ':items', compensation => 'SELECT :item::text'),
+  saga.loop_step('twice', ARRAY[saga.step('add', 'INSERT INTO line VALUES (''add'', :iteration)', 'DELETE FROM line WHERE what = ''add'' AND n = :iteration')],
+                 while => ':iteration < 2', max => 5),
+  saga.sleep_step('nap', '1 hour'),
+  saga.sleep_step('doze', '30 minutes'),
+  saga.signal_step('approved', 'approve', timeout => '1 day'),
+  saga.step('once', 'SELECT 1', 'none', condition => ':n = 1'),
+  saga.step('fails', 'SELECT 1 / (:n - 7)', 'none', on_failure => 'goto:back'),
+  saga.step('last', 'SELECT :approved.by', 'none')]);
+SELECT phase, step, operation, result, error, relation FROM saga.dry_run('flow', '{"n": 6, "items": [1, "two"]}', stubs => '{"approved": {"by": "ann"}}')
+ WHERE step NOT IN ('nap', 'doze');
+SELECT saga.test_begin();
+SELECT saga.test_mock('flow', 'approved', result => '{"by": "bob"}');
+SELECT saga.test_mock('flow', 'each[1]', result => '"mocked"');
+SELECT seq, at - min(at) OVER () AS after, kind, step, operation, outcome, state, cause, sqlstate, result
+  FROM saga.test_run('flow', '{"n": 7, "items": [1, 2]}');
+-- no signal: the deadline comes first
+SELECT saga.test_begin();
+SELECT seq, at - min(at) OVER () AS after, kind, step, state, cause FROM saga.test_run('flow', '{"n": 1, "items": []}') WHERE seq > 14;
+SELECT saga.graph('flow');
+
 RESET ROLE;
 DROP OWNED BY regress_dry CASCADE;
 SELECT count(*) FROM saga.instances WHERE name = 'order';
-DELETE FROM saga.definition WHERE name IN ('order', 'strange');
-DELETE FROM saga.privilege WHERE definition IN ('order', 'strange');
+DELETE FROM saga.definition WHERE name IN ('order', 'strange', 'flow');
+DELETE FROM saga.privilege WHERE definition IN ('order', 'strange', 'flow');
 DROP SERVER dry_pay CASCADE;
 DROP OWNED BY regress_dry_other;
 DROP ROLE regress_dry, regress_dry_other;

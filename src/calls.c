@@ -18,6 +18,7 @@
 #include "utils/numeric.h"
 
 #include "callbacks.h"
+#include "amend.h"
 #include "child.h"
 #include "compat.h"
 #include "coordinator.h"
@@ -241,7 +242,8 @@ start_remote(SagaRun *run, SagaCallOut *out, const SagaCommand *c, char **values
 	request.values = values;
 	request.shape = call->shape;
 	request.expect_rows = call->expect_rows;
-	request.timeout_ms = call->timeout_ms;
+	request.timeout_ms = saga_amend_timeout(run, c->node, request.op == SAGA_OP_UNDO,
+											call->timeout_ms);
 	request.attempt = c->attempt;
 	request.callback = call->callback;
 	if (call->callback)
@@ -487,6 +489,8 @@ saga_start_call(SagaRun *run, const SagaCommand *c)
 				(errcode(ERRCODE_DATA_CORRUPTED),
 				 errmsg("step \"%s\" of saga \"%s\" has nothing to call",
 						saga_step_name(run, c->node), run->def->name)));
+	if (call && call->kind == SAGA_CALL_CHILD)
+		run->holds = true;		/* it leaves what it has reserved to us */
 	if (c->op == SAGA_OP_UNDO && c->conditional && undone_elsewhere(run, c->node))
 	{
 		ask_first(run, c);

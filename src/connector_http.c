@@ -47,7 +47,7 @@
 #define MAX_REFUSAL			(64 * 1024) /* of the body of one */
 #define KEEP_BUFFER			(64 * 1024) /* of memory between calls */
 #define MORE_SOCKETS		20000
-#define POOL_LINKS			16
+#define POOL_LINKS			4
 #define POOL_LINKS_TLS		100 /* streams that one HTTP/2 connection may have */
 
 /* Addresses by what calling them could do. */
@@ -102,6 +102,7 @@ typedef struct HttpSocket
 	SagaPollEntry poll;			/* first */
 	dlist_node	node;
 	HttpPool   *pool;
+	bool		idle;			/* of a connection that is kept */
 } HttpSocket;
 
 typedef struct HttpLink
@@ -313,16 +314,6 @@ open_socket(void *arg, curlsocktype purpose, struct curl_sockaddr *addr)
 	return fd;
 }
 
-static int
-close_socket(void *arg, curl_socket_t fd)
-{
-	HttpPool   *pool = arg;
-
-	pg_atomic_fetch_sub_u32(&pool->site->stat->connections, 1);
-	release_socket();
-	return close(fd);
-}
-
 static void
 forget_socket(HttpSocket *sock)
 {
@@ -331,12 +322,47 @@ forget_socket(HttpSocket *sock)
 	free(sock);
 }
 
+static HttpSocket *
+find_socket(HttpPool *pool, curl_socket_t fd)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &pool->sockets)
+	{
+		HttpSocket *sock = dlist_container(HttpSocket, node, iter.cur);
+
+		if (sock->poll.fd == fd)
+			return sock;
+	}
+	return NULL;
+}
+
+static int
+close_socket(void *arg, curl_socket_t fd)
+{
+	HttpPool   *pool = arg;
+	HttpSocket *sock = find_socket(pool, fd);
+
+	if (sock)
+		forget_socket(sock);
+	pg_atomic_fetch_sub_u32(&pool->site->stat->connections, 1);
+	release_socket();
+	return close(fd);
+}
+
 static void
 socket_ready(SagaPollEntry *entry, uint32 events)
 {
-	HttpPool   *pool = ((HttpSocket *) entry)->pool;
+	HttpSocket *sock = (HttpSocket *) entry;
+	HttpPool   *pool = sock->pool;
 	int			running;
 
+	if (sock->idle)
+	{
+		/* it was closed over there: libcurl sees that when it wants it again */
+		forget_socket(sock);
+		return;
+	}
 	pool->refs++;
 	(void) curl_multi_socket_action(pool->multi, entry->fd,
 									(events & SAGA_POLL_READ ? CURL_CSELECT_IN : 0) |
@@ -345,38 +371,43 @@ socket_ready(SagaPollEntry *entry, uint32 events)
 	drain(pool);
 }
 
-/* libcurl tells which of its sockets it wants watched, and for what. */
+/*
+ * libcurl tells which of its sockets it wants watched, and for what.  That of
+ * a connection which is kept stays on our list, for the next request.
+ */
 static int
 socket_changed(CURL *easy, curl_socket_t fd, int what, void *arg,
 			   void *socket_arg)
 {
 	HttpPool   *pool = arg;
-	HttpSocket *sock = socket_arg;
+	HttpSocket *sock = socket_arg ? socket_arg : find_socket(pool, fd);
 	uint32		events = (what & CURL_POLL_IN ? SAGA_POLL_READ : 0) |
 		(what & CURL_POLL_OUT ? SAGA_POLL_WRITE : 0);
 
 	if (what == CURL_POLL_REMOVE)
 	{
-		if (sock)
-			forget_socket(sock);
-		return 0;
+		events = SAGA_POLL_READ;
+		if (sock == NULL)
+			return 0;
 	}
-	/* what is not watched ends with its call's time-out */
-	if (sock)
+	else if (sock == NULL)
 	{
-		(void) saga_poll_try_modify(&sock->poll, events);
-		return 0;
+		/* what is not watched ends with its call's time-out */
+		sock = calloc(1, sizeof(HttpSocket));
+		if (sock == NULL)
+			return 0;
+		sock->pool = pool;
+		sock->poll.fd = fd;
+		sock->poll.events = events;
+		sock->poll.ready = socket_ready;
+		dlist_push_head(&pool->sockets, &sock->node);
+		(void) saga_poll_try_add(&sock->poll);
 	}
-	sock = calloc(1, sizeof(HttpSocket));
-	if (sock == NULL)
-		return 0;
-	sock->pool = pool;
-	sock->poll.fd = fd;
-	sock->poll.events = events;
-	sock->poll.ready = socket_ready;
-	dlist_push_tail(&pool->sockets, &sock->node);
-	(void) saga_poll_try_add(&sock->poll);
-	(void) curl_multi_assign(pool->multi, fd, sock);
+	if (sock->poll.events != events)
+		(void) saga_poll_try_modify(&sock->poll, events);
+	sock->idle = what == CURL_POLL_REMOVE;
+	if (!sock->idle && socket_arg == NULL)
+		(void) curl_multi_assign(pool->multi, fd, sock);
 	return 0;
 }
 

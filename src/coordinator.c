@@ -578,6 +578,8 @@ sleep_for(TimestampTz next_poll)
 	TimestampTz now = saga_now();
 	SagaTime	due = Min(Min(next_poll, next_upkeep), saga_runs_next_due());
 
+	if (now < write_again)
+		return (long) ((write_again - now) / 1000 + 1);	/* it failed just now */
 	if (me->number == 0)
 		due = Min(due, saga_schedules_due());
 

@@ -39,6 +39,7 @@ typedef struct SagaRun
 	uint8		written_direction;
 	uint8		written_cause;
 	int			change;			/* index into the turn's changes, or -1 */
+	int			wakeup;			/* index into its wake-ups, or -1 */
 	char	   *failed_step;	/* why it is being undone */
 	char		failed_sqlstate[6];
 	char	   *failed_error;
@@ -56,6 +57,8 @@ typedef struct SagaRun
 	int			calls;			/* out */
 	bool		end_undone;		/* its end was decided and is not written */
 	bool		told;			/* of it: parent and children */
+	bool		reload;			/* to be read again when this turn is written */
+	struct SagaAmends *amends;	/* amend.c's: what an operator has changed */
 } SagaRun;
 
 /* Every live saga of ours, in memory or not: there may be a million. */
@@ -188,6 +191,9 @@ extern void saga_run_answer(SagaCallOut *call, SagaAnswerKind answer, bool free,
 extern void saga_run_lost(SagaCallOut *call);
 extern void saga_run_recovered(SagaRun *run, const SagaOutcome *outcome);
 extern void saga_run_resume(SagaRun *run);
+extern void saga_run_note(SagaRun *run, SagaRecordKind kind, int step,
+						  SagaPayload *payload);
+extern SagaInstanceChange *saga_run_change(SagaRun *run);
 extern void saga_turn_drop(const pg_uuid_t *id, const SagaRun *run);
 
 /* In the turn's transaction, before saga_log_write(). */

@@ -395,8 +395,11 @@ drop_version(const char *name, int32 version, int64 id)
 
 	/* waits for transactions that have started one and not ended yet */
 	saga_definition_lock_for_drop(id);
-	saga_spi_own("SELECT pg_catalog.count(*) FROM saga.instance "
-				 "WHERE definition_id OPERATOR(pg_catalog.=) $1 AND ended_at IS NULL",
+	/* sub-sagas of those that live may have to be undone yet */
+	saga_spi_own("SELECT count(*) FROM saga.instance i WHERE i.definition_id = $1 AND (i.ended_at IS NULL"
+				 " OR EXISTS (WITH RECURSIVE up AS (SELECT p.id, p.parent_id, p.ended_at FROM saga.instance p"
+				 " WHERE p.id = i.parent_id UNION ALL SELECT p.id, p.parent_id, p.ended_at FROM saga.instance p"
+				 " JOIN up ON p.id = up.parent_id) SELECT FROM up WHERE up.ended_at IS NULL))",
 				 1, types, values, NULL, &live, &isnull);
 	if (DatumGetInt64(live) > 0)
 		ereport(ERROR,

@@ -678,7 +678,8 @@ arena_alloc(SagaArena *arena, size_t size)
 	return MemoryContextAllocZero(arena->context, size);
 }
 
-static void
+/* The number of faults of the graph; some of them are for others to report. */
+static int
 finish_graph(SagaCompile *c)
 {
 	SagaGraph  *graph = c->def->graph;
@@ -720,6 +721,7 @@ finish_graph(SagaCompile *c)
 		if (graph->nodes[i].retry.max_attempts < 0)
 			graph->nodes[i].retry.max_attempts =
 				graph->nodes[i].after_pivot ? 0 : 10;
+	return n;
 }
 
 static void
@@ -764,8 +766,11 @@ compile_nodes(SagaCompile *c)
 	saga_compile_failures(c);
 	if (c->nnodes > 0 && !c->cyclic)
 	{
-		finish_graph(c);
+		int			n = finish_graph(c);
+
 		saga_compile_rules(c);
+		if (n > 0 && c->faults->items == NIL)
+			elog(ERROR, "the graph of saga \"%s\" has a fault", def->name);
 	}
 }
 

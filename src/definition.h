@@ -165,6 +165,12 @@ extern SagaDefinition *saga_definition_for_start(const char *name,
 												 int32 version);
 
 /*
+ * Lock a version against being dropped, until the transaction ends, if that
+ * takes no waiting.
+ */
+extern bool saga_definition_try_lock(int64 id);
+
+/*
  * Check an input against the definition's fields: 22023 naming the field when
  * one is missing, surplus or wrong.  Returns it normalised (numeric scale).
  */

@@ -18,6 +18,7 @@
 #include "catalog/pg_collation.h"
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
+#include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -496,6 +497,15 @@ saga_definition_lock_for_drop(int64 id)
 {
 	LockDatabaseObject(saga_relation_oid("definition"), (Oid) id, LOCK_ROW,
 					   AccessExclusiveLock);
+}
+
+bool
+saga_definition_try_lock(int64 id)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, saga_relation_oid("definition"), (Oid) id, LOCK_ROW);
+	return LockAcquire(&tag, AccessShareLock, false, true) != LOCKACQUIRE_NOT_AVAIL;
 }
 
 /* The lock processes invalidations, so what it protects is looked up again. */

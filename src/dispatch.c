@@ -18,6 +18,7 @@
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
 
+#include "amend.h"
 #include "child.h"
 #include "compat.h"
 #include "coordinator.h"
@@ -430,6 +431,7 @@ saga_dispatch_local(SagaCallOut *call, char **values, int n)
 	request.eval = call->eval;
 	request.has_signals = call->run->def->graph->nsignals > 0;
 	request.nvalues = n;
+	request.timeout_ms = saga_amend_timeout(call->run, call->node, call->op == SAGA_OP_UNDO, 0);
 	call->solo = request.solo = call->solo || (call->call && call->call->slow);
 	request.holds = call->run->holds;
 	for (int i = 0; i < n; i++)

@@ -336,7 +336,8 @@ saga_escrow(PG_FUNCTION_ARGS)
 {
 	static SagaOwnQuery reserve = {
 		NULL,
-		"INSERT INTO saga.escrow_reservation (saga, step, counter, key, amount) VALUES ($1, $2, $3, $4, $5)"
+		"INSERT INTO saga.escrow_reservation (saga, step, counter, key, amount, decided_by)"
+		" VALUES ($1, $2, $3, $4, $5, $1)"
 		" ON CONFLICT (saga, step, counter, key) DO UPDATE SET amount = excluded.amount",
 		5, {UUIDOID, INT4OID, TEXTOID, TEXTOID, NUMERICOID}
 	};

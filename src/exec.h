@@ -55,6 +55,7 @@ typedef struct SagaExecRequest
 								 * SagaEval, or one of those below */
 	bool		has_signals;	/* an end must not overtake one */
 	bool		solo;			/* alone in its transaction, normal limits */
+	int32		timeout_ms;		/* an operator\'s; 0: the call\'s */
 	bool		holds;			/* the saga may hold locks or reservations */
 	bool		two_phase;		/* of def->two_phase */
 	int32		nvalues;		/* of the call and of what follows it */

@@ -526,7 +526,8 @@ arm_limits(const Work *item, const SagaCall *call)
 {
 	LockTimeout = item->request.solo ? 0 : SAGA_SHARED_LOCK_MS;
 	enable_timeout_after(STATEMENT_TIMEOUT,
-						 item->request.solo ? Max(call->timeout_ms, 1) : SAGA_SHARED_RUN_MS);
+						 item->request.solo ? Max(item->request.timeout_ms > 0 ? item->request.timeout_ms :
+												 call->timeout_ms, 1) : SAGA_SHARED_RUN_MS);
 }
 
 static void

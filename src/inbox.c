@@ -13,6 +13,7 @@
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
 
+#include "amend.h"
 #include "child.h"
 #include "compat.h"
 #include "coordinator.h"
@@ -416,6 +417,22 @@ take_undo_child(Known *known, const SagaInboxRow *row)
 		saga_undo_child(run);
 }
 
+/* ------------------------------------------------------------ changes */
+
+/* A new version, or new options: what it goes by, not what it does. */
+static void
+take_amend(Known *known, const SagaInboxRow *row)
+{
+	SagaRun    *run = known->run ? known->run :
+		saga_take_in(known, SAGA_ADMIT_LETTER, NULL);
+
+	if (run && strcmp(row->verb, "set_step_options") == 0)
+		saga_amend_set_options(run, row->step, row->result, row->actor, row->note);
+	else if (run && !saga_amend_migrate(run, row->value, row->actor, row->note))
+		return;					/* it stays until the next safety poll */
+	consumed(row->id, true);
+}
+
 /* ------------------------------------------------------------ one row */
 
 void
@@ -428,7 +445,11 @@ saga_inbox_take(int64 inbox_id)
 	if (is_taken(inbox_id) || !saga_log_read_inbox(inbox_id, &row))
 		return;
 	known = saga_known(&row.saga_id, true);
-	if (strcmp(row.verb, "signal") == 0)
+	if (known->run && known->run->reload)
+		return;					/* it is read again when that has happened */
+	if (strcmp(row.verb, "migrate") == 0 || strcmp(row.verb, "set_step_options") == 0)
+		take_amend(known, &row);
+	else if (strcmp(row.verb, "signal") == 0)
 		take_signal(known, &row);
 	else if (strcmp(row.verb, "complete") == 0 || strcmp(row.verb, "fail") == 0)
 		take_answer(known, &row, false);

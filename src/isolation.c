@@ -105,14 +105,17 @@ id_array(const SagaIsolationEnd *ends, int n, int keeps)
 void
 saga_isolation_end(const SagaIsolationEnd *ends, int n)
 {
+	/* what a sub-saga has reserved is its parent's from then on */
 	static SagaOwnQuery finish = {
 		NULL,
-		"UPDATE saga.escrow_reservation SET final = true WHERE saga = ANY ($1)",
+		"UPDATE saga.escrow_reservation r SET decided_by = coalesce(p.id, r.decided_by), final = p.id IS NULL"
+		" FROM saga.instance i LEFT JOIN saga.instance p ON p.id = i.parent_id AND p.ended_at IS NULL"
+		" WHERE r.decided_by = ANY ($1) AND i.id = r.decided_by",
 		1, {UUIDARRAYOID}
 	};
 	static SagaOwnQuery give_back = {
 		NULL,
-		"DELETE FROM saga.escrow_reservation WHERE saga = ANY ($1)",
+		"DELETE FROM saga.escrow_reservation WHERE decided_by = ANY ($1) OR saga = ANY ($1)",
 		1, {UUIDARRAYOID}
 	};
 	static SagaOwnQuery forget = {

@@ -51,6 +51,9 @@ typedef struct SagaInstanceChange
 	TimestampTz ended_at;		/* 0: not ended */
 	bool		ended_elsewhere;	/* an executor has written state and end */
 	bool		reopened;		/* it had ended, and goes on */
+	bool		has_deadline;
+	TimestampTz deadline;		/* DT_NOEND: none */
+	int64		definition_id;	/* 0: as before */
 	bool		holds;			/* it may hold locks or reservations */
 } SagaInstanceChange;
 

@@ -188,7 +188,7 @@ typedef struct SagaStep
 	uint8		reason;			/* SagaStuckReason while it needs somebody */
 	uint8		last_kind;		/* SagaAnswerKind of the last attempt */
 	uint8		broken;			/* broken answers in a row */
-	bool		replaced:1;		/* a later take stands in its place */
+	bool		replaced:1;			/* a later take stands in its place */
 	bool		breakpoint:1;		/* pause when it is reached */
 	bool		evaluated:1;		/* its condition was found true */
 	bool		region:1;			/* of an undo back to a save-point */
@@ -198,13 +198,13 @@ typedef struct SagaStep
 	bool		sticky:1;			/* an attempt of the current op went
 								 * unanswered: it can still arrive, so that a
 								 * later "no" does not end the doubt */
-	bool		happened:1;		/* the action is recorded as done */
+	bool		happened:1;			/* the action is recorded as done */
 	bool		continued:1;		/* FAILED, and counts as done */
-	bool		settled:1;		/* those that follow have been told */
-	bool		refused:1;		/* claimed for a skip: SKIPPED must follow */
-	bool		claiming:1;		/* a verb waits for SAGA_OP_CLAIM */
+	bool		settled:1;			/* those that follow have been told */
+	bool		refused:1;			/* claimed for a skip: SKIPPED must follow */
+	bool		claiming:1;			/* a verb waits for SAGA_OP_CLAIM */
 	bool		claim_skip:1;		/* ... which is to skip the step */
-	bool		claim_failed:1;	/* the last claim got no result */
+	bool		claim_failed:1;		/* the last claim got no result */
 	bool		skip_tried:1;		/* ... and was for a skip: if the call is now
 								 * answered REFUSED, that has come to pass */
 	int32		attempts;		/* attempts of the current op that were
@@ -221,10 +221,10 @@ typedef struct SagaStep
 	/* ---- ephemeral ---- */
 	bool		in_flight:1;		/* a call is out */
 	bool		claim_out:1;		/* a claim is out */
-	bool		lost:1;			/* a call of the current op may have been sent
+	bool		lost:1;				/* a call of the current op may have been sent
 								 * whose answer will never be seen */
-	bool		undo_opened:1;	/* its bodies may be undone */
-	bool		listed:1;		/* in state->failed */
+	bool		undo_opened:1;		/* its bodies may be undone */
+	bool		listed:1;			/* in state->failed */
 	uint8		undo_class;		/* machine_undo.c's */
 	int32		undo_wait;		/* how many others still block its undo */
 	int32		wake;			/* 1 + place in state->wakes; 0: in none */
@@ -375,8 +375,8 @@ typedef enum SagaRecordKind
 	SAGA_RECORD_ITERATION,		/* node, value = number of the iteration */
 	SAGA_RECORD_SLEEPING,		/* node, due */
 	SAGA_RECORD_AWAITING,		/* node, due: waits for its signal */
-	SAGA_RECORD_ACCEPTED,		/* node, op, due; again when a heartbeat has
-								 * moved that */
+	SAGA_RECORD_ACCEPTED,		/* node, op, due, maybe; again when a heartbeat
+								 * has moved 'due' */
 	SAGA_RECORD_SIGNAL,			/* value = signal; payload; kept until taken:
 								 * by the DONE whose value is this one's seq */
 	SAGA_RECORD_RESTARTED,		/* node: a save-point (back there, all undone)
@@ -386,6 +386,10 @@ typedef enum SagaRecordKind
 	SAGA_RECORD_BREAKPOINT,		/* node, value: 1 set, 0 taken away, 2 met:
 								 * the saga is paused by this */
 	SAGA_RECORD_REOPENED,		/* a completed child is undone after all */
+	SAGA_RECORD_MIGRATED,		/* from here on with another version; the log
+								 * before it folds on that, too */
+	SAGA_RECORD_OPTIONS,		/* node; payload = its options from here on,
+								 * which the caller applies */
 } SagaRecordKind;
 
 typedef struct SagaRecord
@@ -397,8 +401,8 @@ typedef struct SagaRecord
 	uint8		state;			/* SagaStateName, of ENDED */
 	uint8		cause;			/* of UNDO, ENDED */
 	uint8		reason;			/* SagaStuckReason */
-	bool		maybe;			/* of FAILED: the call may still have happened
-								 * (an earlier attempt went unanswered) */
+	bool		maybe;			/* of FAILED, ACCEPTED: an earlier attempt went
+								 * unanswered, and may still happen */
 	int32		node;
 	int32		attempt;
 	int64		value;

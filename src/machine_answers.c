@@ -187,8 +187,8 @@ answer_undo(Machine *m, const SagaEvent *event)
 	bool		done = event->answer == SAGA_ANSWER_DONE;
 	SagaRecord	record = answer_record(event, done);
 	int32		attempts = undo_attempts(step);
-	int			broken = step->status == SAGA_STEP_UNDO_BACKOFF ?
-		step->broken : 0;
+	int			broken = step->status == SAGA_STEP_UNDO_BACKOFF ||
+		step->status == SAGA_STEP_UNDO_ACCEPTED ? step->broken : 0;
 
 	if (skip_after_all(m, event))
 		return;
@@ -275,6 +275,8 @@ answer_claim(Machine *m, const SagaEvent *event)
 		machine_emit(m, &record);
 		if (undoing(state, step))
 			machine_undo_settle(m, event->node);
+		else
+			machine_give_up_once(m, event->node);
 		machine_restart_calls(state);
 	}
 	if (undoing(state, step))

@@ -57,6 +57,8 @@ static const char *const record_names[] = {
 	[SAGA_RECORD_DEADLINE] = "deadline",
 	[SAGA_RECORD_BREAKPOINT] = "breakpoint",
 	[SAGA_RECORD_REOPENED] = "reopened",
+	[SAGA_RECORD_MIGRATED] = "migrated",
+	[SAGA_RECORD_OPTIONS] = "options",
 };
 
 static const char *const op_names[] = {

@@ -8,8 +8,9 @@
  *		machine_waits.c		times, signals, calls that were accepted
  *		machine_undo.c		the order of the undo
  *		machine_verbs.c		operators
- *		machine_fold.c		records: the only writer of the lasting state
- *		machine_scopes.c	... their effect on runs of nodes
+ *		machine_fold.c		records: the only writers of the lasting state
+ *		machine_fold_steps.c	... about one step
+ *		machine_scopes.c	... that make runs of nodes, or end them
  *		machine_steps.c		names of runs
  *
  * Nobody else includes this.
@@ -181,7 +182,11 @@ extern void machine_count(SagaState *state, const SagaStep *step, int32 by);
 extern void machine_recount(SagaState *state);
 extern void machine_set_status(SagaState *state, SagaStep *step,
 							   SagaStepStatus status);
+extern void machine_choose_stuck(SagaState *state);
 extern void machine_relieve(SagaState *state, SagaStep *step);
+
+/* machine_fold_steps.c */
+extern bool machine_apply_step(SagaState *state, const SagaRecord *record);
 
 /* machine_steps.c */
 extern bool machine_needs_eval(const SagaState *state, const SagaStep *step,

@@ -237,6 +237,10 @@ machine_settle(SagaState *state, SagaStep *step)
 	if (step->settled)
 		return;
 	step->settled = true;
+
+	/* a local outcome can outlive, in a crash, the record that started it */
+	if (!state->runs[step->run].started)
+		machine_start_run(state, step->run);
 	for (int32 i = 0; i < node->nnext; i++)
 		machine_meet(state, sibling(state, step->run, node->next[i]));
 	if (--state->runs[step->run].open == 0 &&

@@ -183,20 +183,35 @@ depth_of(const SagaGraph *graph, int32 node)
 	return depth;
 }
 
-/* The run of an owner's body with this number, -1 meaning the newest. */
+/*
+ * The run of an owner's body with this number, -1 meaning the newest: of its
+ * latest take that has one.
+ */
 static int32
 run_by_number(const SagaState *state, int32 owner, int32 number)
 {
-	int32		run = state->steps[owner].first_run;
+	for (; owner >= 0; owner = state->steps[owner].replaces)
+	{
+		const SagaStep *step = &state->steps[owner];
+		int32		run = step->first_run;
 
-	/* those of elements were made together */
-	if (number >= 0 && run >= 0 &&
-		node_of(state, &state->steps[owner])->kind == SAGA_NODE_EACH)
-		return number < state->steps[owner].value ?
-			run - (state->steps[owner].value - 1 - number) : -1;
-	while (number >= 0 && run >= 0 && state->runs[run].number != number)
-		run = state->runs[run].previous;
-	return run;
+		if (run < 0)
+			continue;
+		if (number < 0)
+			return run;
+		if (node_of(state, step)->kind == SAGA_NODE_EACH)
+		{
+			/* those of elements were made together */
+			if (number < step->value)
+				return run - (step->value - 1 - number);
+			continue;
+		}
+		while (run >= 0 && state->runs[run].number != number)
+			run = state->runs[run].previous;
+		if (run >= 0)
+			return run;
+	}
+	return -1;
 }
 
 /* The scope run that a node's run is in, by the numbers of a name. */

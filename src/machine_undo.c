@@ -148,7 +148,9 @@ take_before(SagaState *state, const SagaStep *step, int32 node)
 {
 	SagaStep   *take = &state->steps[sibling(state, step->run, node)];
 
-	while (take->made_at > step->made_at && take->replaces >= 0 &&
+	/* a current one what is current, even if it was not begun anew itself */
+	while (step->replaced && take->made_at > step->made_at &&
+		   take->replaces >= 0 &&
 		   state->steps[take->replaces].run == step->run)
 		take = &state->steps[take->replaces];
 	return take;

@@ -268,6 +268,7 @@ emit_accepted(Machine *m, int32 i, SagaOp op, SagaTime timeout,
 
 	record.due = machine_time_out(m, timeout);
 	record.payload = payload;
+	record.maybe = m->state->steps[i].sticky || m->state->steps[i].lost;
 	machine_emit(m, &record);
 }
 
@@ -279,9 +280,9 @@ machine_accept(Machine *m, const SagaEvent *event)
 	SagaStep   *step = &state->steps[event->node];
 
 	machine_call_is_over(state, step);
-	machine_set_lost(state, step, false);
 	emit_accepted(m, event->node, event->op, node_of(state, step)->timeout,
 				  event->payload);
+	machine_set_lost(state, step, false);
 }
 
 /* Can an answer that comes by itself be one of this operation? */
@@ -346,6 +347,7 @@ machine_on_heartbeat(Machine *m, const SagaEvent *event)
 	SagaTime	timeout;
 
 	if (!is_step(state, event->node) ||
+		(event->op != SAGA_OP_ACTION && event->op != SAGA_OP_UNDO) ||
 		state->steps[event->node].status !=
 		(event->op == SAGA_OP_UNDO ? SAGA_STEP_UNDO_ACCEPTED :
 		 SAGA_STEP_ACCEPTED) || undoing(state, &state->steps[event->node]) !=

@@ -15,6 +15,7 @@
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
 
+#include "amend.h"
 #include "compat.h"
 #include "coordinator.h"
 #include "guc.h"
@@ -323,6 +324,10 @@ saga_remember_record(SagaRun *run, const SagaRecord *r, const SagaPayload *p)
 			break;
 		case SAGA_RECORD_SIGNAL:
 			remember_signal(run, r, p);
+			break;
+		case SAGA_RECORD_OPTIONS:
+			if (p->result)
+				saga_amend_apply_options(run, r->node, p->result);
 			break;
 		case SAGA_RECORD_INTENT:
 			/* the operator's result of a skip that waits for its claim */

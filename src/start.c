@@ -192,7 +192,7 @@ saga_start_insert(SagaTable *table, const SagaStartOptions *o,
 	SET(0, UUIDPGetDatum(id));
 	SET(1, Int16GetDatum(saga_bucket(id)));
 	SET(2, Int64GetDatum(o->def->id));
-	SET(3, CStringGetTextDatum("pending"));
+	SET(3, CStringGetTextDatum(o->state ? o->state : "pending"));
 	SET(4, CStringGetTextDatum("forward"));
 	if (key)
 		SET(6, PointerGetDatum(key));

@@ -40,6 +40,7 @@ typedef struct SagaStartOptions
 	const pg_uuid_t *copy_of;	/* restarted or forked from */
 	SagaProtocol protocol;
 	Oid			started_by;
+	const char *state;			/* that its log has already; NULL: pending */
 } SagaStartOptions;
 
 /* Its row in saga.instance, as it stands with the rest of the transaction. */

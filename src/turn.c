@@ -95,32 +95,12 @@ note_stuck(SagaRun *run, const SagaRecord *r, TimestampTz now)
 	run->stuck_written = true;
 }
 
+/* What the row will say after this turn. */
 static void
-note_change(SagaRun *run, TimestampTz now)
+fill_change(SagaRun *run, SagaInstanceChange *c, TimestampTz now)
 {
 	SagaState  *state = run->state;
-	SagaInstanceChange *c;
 
-	if (run->stuck_written && state->state != SAGA_STUCK)
-	{
-		SagaStuckChange *s = SAGA_APPEND(saga_turn.stuck, saga_turn.nstuck, saga_turn.maxstuck);
-
-		memset(s, 0, sizeof(*s));
-		s->saga_id = run->row.id;
-		run->stuck_written = false;
-	}
-	if (run->change < 0)
-	{
-		if (run->written_state == state->state &&
-			run->written_direction == state->direction &&
-			run->written_cause == state->cause)
-			return;
-		run->change = saga_turn.nchanges;
-		c = SAGA_APPEND(saga_turn.changes, saga_turn.nchanges, saga_turn.maxchanges);
-		memset(c, 0, sizeof(*c));
-		c->id = run->row.id;
-	}
-	c = &saga_turn.changes[run->change];
 	c->state = state->state;
 	c->direction = state->direction;
 	c->cause = state->cause;
@@ -154,6 +134,42 @@ note_change(SagaRun *run, TimestampTz now)
 	run->written_cause = state->cause;
 }
 
+/* The change of its row in this turn. */
+SagaInstanceChange *
+saga_run_change(SagaRun *run)
+{
+	SagaInstanceChange *c;
+
+	if (run->change >= 0)
+		return &saga_turn.changes[run->change];
+	run->change = saga_turn.nchanges;
+	c = SAGA_APPEND(saga_turn.changes, saga_turn.nchanges, saga_turn.maxchanges);
+	memset(c, 0, sizeof(*c));
+	c->id = run->row.id;
+	fill_change(run, c, saga_now());
+	return c;
+}
+
+static void
+note_change(SagaRun *run, TimestampTz now)
+{
+	SagaState  *state = run->state;
+
+	if (run->stuck_written && state->state != SAGA_STUCK)
+	{
+		SagaStuckChange *s = SAGA_APPEND(saga_turn.stuck, saga_turn.nstuck, saga_turn.maxstuck);
+
+		memset(s, 0, sizeof(*s));
+		s->saga_id = run->row.id;
+		run->stuck_written = false;
+	}
+	if (run->change < 0 && run->written_state == state->state &&
+		run->written_direction == state->direction &&
+		run->written_cause == state->cause)
+		return;
+	fill_change(run, saga_run_change(run), now);
+}
+
 /* A replay decides these again in the same way; the others it does not. */
 static bool
 is_repeatable(uint8 kind)
@@ -179,32 +195,61 @@ note_replaced(SagaRun *run)
 }
 
 static void
+log_record(SagaRun *run, const SagaRecord *r, TimestampTz now)
+{
+	SagaLogEntry *entry = SAGA_APPEND(saga_turn.entries, saga_turn.nentries,
+									  saga_turn.maxentries);
+
+	memset(entry, 0, sizeof(*entry));
+	entry->saga_id = run->row.id;
+	entry->record = *r;
+	entry->at = now;
+	entry->step = r->node == SAGA_NO_NODE ? NULL : saga_step_name(run, r->node);
+	if (r->payload)
+		entry->payload = *(const SagaPayload *) r->payload;
+	saga_complete_payload(run, r, &entry->payload);
+	saga_remember_record(run, r, &entry->payload);
+	if (r->kind == SAGA_RECORD_STUCK)
+		note_stuck(run, r, now);
+	if (r->kind == SAGA_RECORD_RESTARTED && run->holds)
+		note_replaced(run);
+	if (r->kind == SAGA_RECORD_DEADLINE)
+	{
+		SagaInstanceChange *c = saga_run_change(run);
+
+		c->has_deadline = true;
+		c->deadline = run->row.deadline = r->due == 0 ? DT_NOEND : r->due;
+	}
+	if (!is_repeatable(r->kind))
+		run->ordered = true;
+	if (saga_turn_since == 0)
+		saga_turn_since = now;
+}
+
+static void
 absorb_records(SagaRun *run, TimestampTz now)
 {
 	for (int i = 0; i < decision.nrecords; i++)
-	{
-		const SagaRecord *r = &decision.records[i];
-		SagaLogEntry *entry = SAGA_APPEND(saga_turn.entries, saga_turn.nentries,
-									 saga_turn.maxentries);
+		log_record(run, &decision.records[i], now);
+}
 
-		memset(entry, 0, sizeof(*entry));
-		entry->saga_id = run->row.id;
-		entry->record = *r;
-		entry->at = now;
-		entry->step = r->node == SAGA_NO_NODE ? NULL : saga_step_name(run, r->node);
-		if (r->payload)
-			entry->payload = *(const SagaPayload *) r->payload;
-		saga_complete_payload(run, r, &entry->payload);
-		saga_remember_record(run, r, &entry->payload);
-		if (r->kind == SAGA_RECORD_STUCK)
-			note_stuck(run, r, now);
-		if (r->kind == SAGA_RECORD_RESTARTED && run->holds)
-			note_replaced(run);
-		if (!is_repeatable(r->kind))
-			run->ordered = true;
-		if (saga_turn_since == 0)
-			saga_turn_since = now;
-	}
+/* A record that decides nothing: what an operator has changed. */
+void
+saga_run_note(SagaRun *run, SagaRecordKind kind, int step, SagaPayload *payload)
+{
+	SagaRecord	record;
+
+	memset(&record, 0, sizeof(record));
+	record.kind = kind;
+	record.node = step;
+	record.op = SAGA_OP_ACTION;
+	record.seq = run->state->seq + 1;
+	record.payload = payload;
+	if (!saga_machine_apply(run->state, &record))
+		elog(ERROR, "record %d cannot be logged now", (int) kind);
+	touch(run);
+	log_record(run, &record, saga_now());
+	saga_turn_flush = true;
 }
 
 static void
@@ -315,7 +360,7 @@ saga_run_answer(SagaCallOut *call, SagaAnswerKind answer, bool free,
 	event.kind = SAGA_EVENT_ANSWER;
 	event.op = call->op;
 	event.node = call->node;
-	event.answer = saga_branch_answer(call->call, call->op, answer);
+	event.answer = call->call ? saga_branch_answer(call->call, call->op, answer) : answer;
 	event.free = free;
 	event.value = call->value;
 	event.retry_after = call->retry_after;
@@ -507,12 +552,27 @@ saga_turn_prepare(void)
 		}
 		if (!run->evict || run->calls > 0 || run->known->has_wakeup)
 			continue;
-		w = SAGA_APPEND(saga_turn.wakeups, saga_turn.nwakeups, saga_turn.maxwakeups);
+		/* the row it had is replaced, or stays */
+		w = run->wakeup >= 0 ? &saga_turn.wakeups[run->wakeup] :
+			SAGA_APPEND(saga_turn.wakeups, saga_turn.nwakeups, saga_turn.maxwakeups);
 		w->saga_id = run->row.id;
 		w->due = run->known->due == SAGA_NEVER ? DT_NOEND : run->known->due;
 		run->known->has_wakeup = true;
 		run->known->clean = true;
 	}
+}
+
+/* It goes on with another version: read it again. */
+static void
+reload(SagaRun *run)
+{
+	Known	   *known = run->known;
+	pg_uuid_t	id = run->row.id;
+
+	known->clean = true;
+	saga_run_free(run, false);
+	saga_arrive(&id, 0, known->priority);
+	saga_inbox_reread(&id);
 }
 
 /* The turn's rows are committed up to lsn: let go of what waited for that. */
@@ -528,7 +588,7 @@ saga_turn_written(XLogRecPtr lsn)
 
 		run->touched = false;
 		run->ordered = false;
-		run->change = -1;
+		run->change = run->wakeup = -1;
 		if (run->end_undone)
 		{
 			Known	   *known = run->known;
@@ -536,6 +596,8 @@ saga_turn_written(XLogRecPtr lsn)
 			saga_run_free(run, false);
 			saga_set_due(known, saga_now() + END_AGAIN_AFTER);
 		}
+		else if (run->reload)
+			reload(run);
 		else if (SAGA_STATE_ENDED(run->state->state))
 		{
 			if (run->row.scheduled)

@@ -171,6 +171,16 @@ SELECT saga.define('foreign', steps => ARRAY[saga.step('s', 'SELECT saga.semanti
 SQL
 is($c->run('foreign'), 'compensated|declined|s|42501', 'no lock on a table one has no right on');
 
+# ---- abort ----
+
+$c->alice(<<'SQL');
+SELECT saga.define('aborts', input => 'detail jsonb', steps => ARRAY[saga.step('s', 'SELECT saga.abort(''no'', :detail)')])
+SQL
+$a = $c->start('aborts', '{"detail": {"why": 1}}');
+is($c->ended($a), 'compensated|declined|s|SGB01', 'abort: declined');
+is($c->sql("SELECT message FROM saga.log WHERE saga_id = '$a' AND outcome = 'declined'"), 'no ({"why": 1})', 'with reason and detail');
+is($c->run('aborts', '{"detail": null}'), 'compensated|declined|s|SGB01', 'or without a detail');
+
 # ---- deadlock ----
 
 for my $first (0, 1)
@@ -229,6 +239,23 @@ $c->sql('CREATE ROLE bob LOGIN; GRANT saga_user TO bob');
 $c->refused('bob', "SELECT saga.set_escrow('stock', 'book', add => 1)", '42501', qr/belongs to role "alice"/, 'nobody else may');
 $c->refused('bob', "SELECT saga.create_escrow('stock', 'cd')", '42501', qr/another role/, 'nor add a key to it');
 is($c->as('bob', 'SELECT count(*) FROM saga.escrow_counters'), '0', 'nor see it');
+
+# what a sub-saga has reserved is its parent's to decide about
+for my $ends ('complete', 'cancel')
+{
+    my @gates = (close_gate(), close_gate());
+    my ($parent, $child) = map { $c->start('sell', qq({"n": 1, "g": $_})) } $gate - 1, $gate;
+    $c->until("SELECT count(*) FROM saga.escrow_reservations WHERE counter = 'stock'", '2');
+    $c->sql("UPDATE saga.instance SET parent_id = '$parent' WHERE id = '$child'");
+    my ($value) = split / /, counter('stock');
+    $gates[1]->quit;
+    is($c->ended($child), 'completed|||', 'a sub-saga completes');
+    is(counter('stock'), "$value -2 0", 'and what it has reserved is not final');
+    $c->alice("SELECT saga.cancel('$parent')") if $ends eq 'cancel';
+    $gates[0]->quit;
+    $c->ended($parent);
+    is(counter('stock'), $ends eq 'cancel' ? "$value 0 0" : $value - 2 . ' 0 0', "before its parent ends: $ends");
+}
 
 # many at a time: never below zero, nothing lost
 $c->alice("SELECT saga.create_escrow('hot', value => 60)");

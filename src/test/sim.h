@@ -39,6 +39,12 @@ enum
 };
 
 extern int64 cov[COV_COUNT];
+extern int64 cov_record[SAGA_RECORD_REOPENED + 1];
+extern int64 cov_cause[SAGA_CAUSE_OPERATOR + 1];
+extern int64 cov_reason[SAGA_STUCK_HOOK_FAILS + 1];
+extern int64 cov_answer[SAGA_OP_EVAL + 1][SAGA_ANSWER_ACCEPTED + 1];
+extern int64 ndecisions;
+extern int64 nrecords_total;
 
 /* ------------------------------------------------------- the world */
 
@@ -64,6 +70,7 @@ typedef struct Place
 	bool		callback;		/* takes calls on, and answers later */
 	bool		unknown;		/* a call may have been sent, unanswered */
 	bool		completing;		/* a completion is on its way */
+	bool		ordered;		/* undo: its turn has been checked */
 	int			effects;
 	int			intent;			/* 1 + index of the record, 0 = none */
 	int			fail;			/* per mille, until honest */
@@ -204,9 +211,15 @@ extern void check_graph_faults(void);
 extern void check_names(void);
 extern void fuzz_fold(void);
 
-/* machine_sim.c */
+/* sim_coordinator.c */
+extern void new_coordinator(SagaTime saga_deadline);
 extern void fold_log(void);
 extern SagaEvent make_event(SagaEventKind kind);
+extern void decide(SagaEvent *event);
+extern bool flush(void);
+extern void crash(void);
+extern void evict(void);
+extern void handle_message(Message m);
 
 /* sim_measure.c */
 extern void measure(void);

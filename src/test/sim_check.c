@@ -368,8 +368,8 @@ check_failure(const SagaRecord *r)
 	bool		undoing = fold->direction == SAGA_UNDO &&
 		(fold->back_to == SAGA_NO_NODE || s->region);
 	int			broken = r->answer != SAGA_ANSWER_BROKEN ? 0 : 1 +
-		(r->op == SAGA_OP_UNDO && s->status != SAGA_STEP_UNDO_BACKOFF ? 0 :
-		 s->broken);
+		(r->op == SAGA_OP_UNDO && s->status != SAGA_STEP_UNDO_BACKOFF &&
+		 s->status != SAGA_STEP_UNDO_ACCEPTED ? 0 : s->broken);
 
 	if (s->status == SAGA_STEP_ACCEPTED && r->answer == SAGA_ANSWER_UNKNOWN &&
 		!undoing && !fold->terminating)
