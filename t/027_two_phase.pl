@@ -334,6 +334,14 @@ SELECT state, cause, failed_step, sqlstate, count(*), min(error) FROM saga.insta
  WHERE protocol = 'two_phase' AND input->>'tag' = 'many' GROUP BY 1, 2, 3, 4
 SQL
 
+# the coordinator looked for orphans every second, all the time
+my %ended_as_orphan = map { $_ => 1 }
+  PostgreSQL::Test::Utils::slurp_file($c->{node}->logfile) =~ /orphaned prepared transaction "saga_\d+_\d+_([-0-9a-f]{36})_/g;
+is(join(' ', map { $ended_as_orphan{$_} ? $_ : () } split /\n/, $c->sql(<<'SQL')), '', 'no saga of its own was taken for one');
+SELECT id FROM saga.instances WHERE input->>'tag' IN ('many', 'hot')
+SQL
+cmp_ok(scalar(keys %ended_as_orphan), '>=', 3, 'those that were had no live saga');
+
 # ---- the example ----
 
 my %connstr;
