@@ -1395,6 +1395,30 @@ CREATE FUNCTION saga.wait(id uuid, timeout interval DEFAULT '30 s')
 RETURNS saga.outcome LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_wait';
 COMMENT ON FUNCTION saga.wait(uuid, interval) IS 'Wait for a saga to end; at the time-out done is false';
 
+-- ---- durable procedures ----
+
+CREATE FUNCTION saga.start_procedure(procedure regprocedure, args jsonb DEFAULT '{}', key text DEFAULT NULL)
+RETURNS uuid LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_start_procedure';
+COMMENT ON FUNCTION saga.start_procedure(regprocedure, jsonb, text)
+IS 'Start a durable procedure: a function or procedure that goes on after any crash; returns the saga that runs it';
+CREATE FUNCTION saga.run_step(name text, action text, args jsonb DEFAULT '{}', server text DEFAULT NULL,
+    compensation text DEFAULT NULL)
+RETURNS jsonb LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_procedure_step';
+COMMENT ON FUNCTION saga.run_step(text, text, jsonb, text, text)
+IS 'In a durable procedure: run a step once, whatever happens, and return its result';
+CREATE FUNCTION saga.sleep(duration interval)
+RETURNS void LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_procedure_sleep';
+COMMENT ON FUNCTION saga.sleep(interval) IS 'In a durable procedure: go on so much later, using nothing meanwhile';
+CREATE FUNCTION saga.await_signal(signal text)
+RETURNS jsonb LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_procedure_signal';
+COMMENT ON FUNCTION saga.await_signal(text) IS 'In a durable procedure: wait for a signal and return its payload';
+CREATE FUNCTION saga.procedure_entry_(saga_id uuid, procedure oid, source text, args jsonb)
+RETURNS jsonb LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_procedure_entry';
+COMMENT ON FUNCTION saga.procedure_entry_(uuid, oid, text, jsonb) IS 'Internal: runs a durable procedure up to its next request';
+CREATE FUNCTION saga.procedure_run_(request jsonb, undo boolean, saga_id uuid, step text)
+RETURNS jsonb LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_procedure_run';
+COMMENT ON FUNCTION saga.procedure_run_(jsonb, boolean, uuid, text) IS 'Internal: runs a local step that a durable procedure asked for';
+
 CREATE FUNCTION saga.wait_any(ids uuid[], timeout interval DEFAULT '30 s')
 RETURNS saga.outcome LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_wait_any';
 COMMENT ON FUNCTION saga.wait_any(uuid[], interval)
@@ -2770,6 +2794,9 @@ GRANT SELECT ON saga.instances, saga.steps, saga.log, saga.stuck, saga.in_doubt,
 GRANT EXECUTE ON FUNCTION saga.may(text, text), saga.workers_(), saga.participant_stats_(), saga.definition_steps_(jsonb),
     saga.protocol_steps_(jsonb, text), saga.two_phase_branches_(jsonb), saga.prepared_gid_(uuid, text, integer)
     TO saga_user, saga_operator, saga_monitor;
+GRANT EXECUTE ON FUNCTION saga.start_procedure(regprocedure, jsonb, text), saga.run_step(text, text, jsonb, text, text),
+    saga.sleep(interval), saga.await_signal(text), saga.procedure_entry_(uuid, oid, text, jsonb),
+    saga.procedure_run_(jsonb, boolean, uuid, text) TO saga_user;
 GRANT EXECUTE ON FUNCTION saga.start(text, jsonb, text, timestamptz, text, integer, integer, interval, text, jsonb, text),
     saga.start_many(text, jsonb, text), saga.wait(uuid, interval), saga.wait_any(uuid[], interval), saga.status(uuid)
     TO saga_user, saga_operator;

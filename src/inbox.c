@@ -171,6 +171,8 @@ take_verb(Known *known, const SagaInboxRow *row)
 		row->step[0] == '#' ? atoi(row->step + 1) :	/* ours: no name begins so */
 		saga_step_of_name(run, row->step);
 	payload = payload_of(row);
+	if (row->step && row->step[0] == '#')
+		saga_call_woken(run, event.node);
 	saga_run_feed(run, &event, payload);
 	consumed(row->id, true);
 	if (run->state->seq == 0)
