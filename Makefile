@@ -56,7 +56,7 @@ ifneq ($(findstring clang,$(CC)),)
 PG_CFLAGS += -Wno-unknown-warning-option \
 	-Wno-ignored-optimization-argument -Wno-ignored-attributes
 endif
-SHLIB_LINK = -lpq -lcares
+SHLIB_LINK = -lpq -lcares -lcurl
 EXTRA_CLEAN = $(OBJS:.o=.d)
 
 # No bitcode for inlining unless it is asked for: make with_llvm=yes.

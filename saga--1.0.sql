@@ -48,9 +48,17 @@ CREATE TABLE saga.instance (
     start_at      timestamptz,
     deadline      timestamptz,
     ended_at      timestamptz,
-    origin        integer NOT NULL
+    origin        integer NOT NULL,
+    parent_id     uuid,
+    parent_step   text,
+    depth         integer NOT NULL DEFAULT 0,
+    copy_of       uuid,
+    protocol      text NOT NULL DEFAULT 'saga'
 ) WITH (fillfactor = 45);
 CREATE INDEX instance_live ON saga.instance (bucket) WHERE ended_at IS NULL;
+-- These never change, so an update stays HOT.
+CREATE INDEX instance_labels ON saga.instance USING gin (labels jsonb_path_ops) WHERE labels IS NOT NULL;
+CREATE INDEX instance_parent ON saga.instance (parent_id) WHERE parent_id IS NOT NULL;
 COMMENT ON TABLE saga.instance IS 'One row for each saga; equals the fold of its log';
 
 -- The idempotency keys of start(), over all versions of a definition.
@@ -82,7 +90,8 @@ CREATE TABLE saga.log_record (
     message   text,
     result    jsonb,
     actor     text,
-    note      text
+    note      text,
+    value     bigint
 ) PARTITION BY RANGE (saga_id);
 -- The key is each partition's own: a dump can restore one of those that are
 -- not part of the extension.
@@ -91,14 +100,15 @@ COMMENT ON TABLE saga.log_record IS 'The append-only log of every saga, partitio
 COMMENT ON TABLE saga.log_default IS 'Log of sagas whose id fits no dated partition (clock faults, long-lived ones)';
 
 -- Local barrier: a row stands here from the commit of a local action until its
--- log record is durable.
+-- log record is durable; one that was accepted, until it is answered.
 CREATE TABLE saga.local_outcome (
     saga_id   uuid NOT NULL,
-    node      smallint NOT NULL,
+    node      integer NOT NULL,
     operation "char" NOT NULL,
     bucket    smallint NOT NULL,
     attempt   integer NOT NULL,
     result    jsonb,
+    accepted  boolean NOT NULL DEFAULT false,
     PRIMARY KEY (saga_id, node, operation)
 );
 COMMENT ON TABLE saga.local_outcome IS 'Local actions that are committed and not yet logged';
@@ -114,9 +124,59 @@ CREATE TABLE saga.inbox (
     force    boolean NOT NULL DEFAULT false,
     actor    text NOT NULL,
     note     text,
-    at       timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+    at       timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    operation text,
+    kind     text,
+    value    bigint
 );
-COMMENT ON TABLE saga.inbox IS 'Operator commands on their way to the coordinator';
+CREATE INDEX inbox_saga ON saga.inbox (saga_id);
+-- Of the answers to one call, the first one counts.
+CREATE UNIQUE INDEX inbox_answer ON saga.inbox (saga_id, step, operation) WHERE verb IN ('complete', 'fail');
+COMMENT ON TABLE saga.inbox IS 'Commands, signals and answers on their way to the coordinator';
+
+-- Signals for a key with which no saga was started yet.
+CREATE TABLE saga.kept_signal (
+    id        bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    name      text NOT NULL,
+    key       text NOT NULL,
+    signal    text NOT NULL,
+    payload   jsonb,
+    signal_id text,
+    actor     text NOT NULL,
+    at        timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+);
+CREATE INDEX kept_signal_key ON saga.kept_signal (name, key);
+CREATE UNIQUE INDEX kept_signal_id ON saga.kept_signal (name, key, signal_id) WHERE signal_id IS NOT NULL;
+COMMENT ON TABLE saga.kept_signal IS 'Signals that wait for a saga to be started with their key';
+
+-- Steps that are offered to saga.take(); a session removes what it answers.
+CREATE TABLE saga.queued_step (
+    id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    saga_id     uuid NOT NULL,
+    step        text NOT NULL,
+    operation   text NOT NULL,
+    queue       text NOT NULL,
+    definition  text NOT NULL,
+    priority    integer NOT NULL,
+    input       jsonb,
+    enqueued_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    visible_at  timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    taken       integer NOT NULL DEFAULT 0
+) WITH (fillfactor = 70);
+CREATE INDEX queued_step_order ON saga.queued_step (queue, priority DESC, id);
+CREATE INDEX queued_step_saga ON saga.queued_step (saga_id);
+COMMENT ON TABLE saga.queued_step IS 'Steps that wait to be taken from a queue, or were taken and not yet answered';
+
+-- What heartbeats said.
+CREATE TABLE saga.step_progress (
+    saga_id   uuid NOT NULL,
+    step      text NOT NULL,
+    operation text NOT NULL,
+    progress  jsonb,
+    at        timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    PRIMARY KEY (saga_id, step, operation)
+) WITH (fillfactor = 70);
+COMMENT ON TABLE saga.step_progress IS 'The last heartbeat of each step whose call was taken on';
 
 -- Sagas that are out of memory until a time, or until somebody acts (infinity).
 CREATE TABLE saga.wakeup (
@@ -138,6 +198,18 @@ CREATE TABLE saga.stuck_saga (
 );
 COMMENT ON TABLE saga.stuck_saga IS 'Sagas that wait for an operator, and why';
 
+-- Prepared transactions of ours at participants that no live saga will end.
+CREATE TABLE saga.orphan (
+    gid         text NOT NULL,
+    server      text NOT NULL,
+    decision    text NOT NULL,
+    prepared_at timestamptz NOT NULL,
+    found_at    timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    error       text,
+    PRIMARY KEY (gid, server)
+);
+COMMENT ON TABLE saga.orphan IS 'Prepared transactions at participants that no live saga will end: they are being ended';
+
 -- Who this database is to participants (the fence).
 CREATE TABLE saga.identity (
     only_one         boolean PRIMARY KEY DEFAULT true CHECK (only_one),
@@ -149,7 +221,9 @@ CREATE TABLE saga.identity (
     server_started   timestamptz,
     host             text,
     host_guard       text,
-    held             text
+    held             text,
+    secret           bytea NOT NULL DEFAULT pg_catalog.sha256(
+        pg_catalog.uuid_send(pg_catalog.gen_random_uuid()) OPERATOR(pg_catalog.||) pg_catalog.uuid_send(pg_catalog.gen_random_uuid()))
 );
 COMMENT ON TABLE saga.identity IS 'The identity and epoch under which this database calls participants';
 INSERT INTO saga.identity (coordinator) VALUES (pg_catalog.gen_random_uuid()::text);
@@ -160,6 +234,10 @@ SELECT pg_catalog.pg_extension_config_dump('saga.log_default', '');
 SELECT pg_catalog.pg_extension_config_dump('saga.local_outcome', '');
 SELECT pg_catalog.pg_extension_config_dump('saga.wakeup', '');
 SELECT pg_catalog.pg_extension_config_dump('saga.stuck_saga', '');
+SELECT pg_catalog.pg_extension_config_dump('saga.kept_signal', '');
+SELECT pg_catalog.pg_extension_config_dump('saga.kept_signal_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('saga.queued_step', '');
+SELECT pg_catalog.pg_extension_config_dump('saga.queued_step_id_seq', '');
 -- ---------------------------------------------------------------------------
 -- Definitions: their tables, the constructors of their nodes, and the
 -- functions that make, change and show them.
@@ -225,6 +303,14 @@ COMMENT ON CAST (saga.node AS jsonb) IS 'The node as JSON';
 CREATE CAST (jsonb AS saga.node) WITHOUT FUNCTION;
 COMMENT ON CAST (jsonb AS saga.node) IS 'For constructors; saga.define() checks what it is given';
 
+-- Functions that take nodes as VARIADIC have a second form with an array and
+-- more arguments.  Its array is of this type, so that a call with the keyword
+-- VARIADIC means the first.
+CREATE DOMAIN saga.nodes AS saga.node[];
+COMMENT ON DOMAIN saga.nodes IS 'An array of nodes';
+REVOKE ALL ON TYPE saga.nodes FROM PUBLIC;
+GRANT USAGE ON TYPE saga.nodes TO saga_user;
+
 -- Constructors check nothing: saga.define() reports all faults at once.  Their
 -- bodies are parsed here, so no search_path can bend them.
 CREATE FUNCTION saga.step(
@@ -233,6 +319,9 @@ CREATE FUNCTION saga.step(
     compensation text DEFAULT NULL,
     server text DEFAULT NULL,
     after text[] DEFAULT NULL,
+    condition text DEFAULT NULL,
+    for_each text DEFAULT NULL,
+    max_parallel integer DEFAULT NULL,
     pivot boolean DEFAULT false,
     retriable boolean DEFAULT NULL,
     timeout interval DEFAULT NULL,
@@ -240,20 +329,28 @@ CREATE FUNCTION saga.step(
     on_failure text DEFAULT NULL,
     result text DEFAULT NULL,
     returns text DEFAULT NULL,
+    decline_if text DEFAULT NULL,
     expect_rows integer DEFAULT NULL,
+    callback boolean DEFAULT false,
+    callback_timeout interval DEFAULT NULL,
+    delivery text DEFAULT 'at_least_once',
     compensation_server text DEFAULT NULL,
     compensation_timeout interval DEFAULT NULL,
-    compensation_retry jsonb DEFAULT NULL)
+    compensation_retry jsonb DEFAULT NULL,
+    queue text DEFAULT NULL)
 RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
     'kind', 'step', 'name', name, 'action', action, 'compensation', compensation, 'server', server,
-    'after', after, 'pivot', pivot, 'retriable', retriable,
+    'after', after, 'condition', condition, 'for_each', for_each, 'max_parallel', max_parallel,
+    'pivot', pivot, 'retriable', retriable,
     'timeout', pg_catalog.trim_scale(extract(epoch FROM timeout)), 'retry', retry,
-    'on_failure', on_failure, 'result', result, 'returns', returns, 'expect_rows', expect_rows,
-    'compensation_server', compensation_server,
+    'on_failure', on_failure, 'result', result, 'returns', returns, 'decline_if', decline_if,
+    'expect_rows', expect_rows, 'callback', callback,
+    'callback_timeout', pg_catalog.trim_scale(extract(epoch FROM callback_timeout)),
+    'delivery', delivery, 'compensation_server', compensation_server,
     'compensation_timeout', pg_catalog.trim_scale(extract(epoch FROM compensation_timeout)),
-    'compensation_retry', compensation_retry))::saga.node;
-COMMENT ON FUNCTION saga.step(text, text, text, text, text[], boolean, boolean, interval, jsonb, text, text, text, integer, text, interval, jsonb)
+    'compensation_retry', compensation_retry, 'queue', queue))::saga.node;
+COMMENT ON FUNCTION saga.step(text, text, text, text, text[], text, text, integer, boolean, boolean, interval, jsonb, text, text, text, text, integer, boolean, interval, text, text, interval, jsonb, text)
 IS 'A step: an action, and perhaps the compensation that undoes it';
 
 CREATE FUNCTION saga.undo_step(
@@ -261,14 +358,161 @@ CREATE FUNCTION saga.undo_step(
     compensation text,
     server text DEFAULT NULL,
     after text[] DEFAULT NULL,
+    condition text DEFAULT NULL,
     timeout interval DEFAULT NULL,
-    retry jsonb DEFAULT NULL)
+    retry jsonb DEFAULT NULL,
+    on_failure text DEFAULT NULL)
 RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
     'kind', 'undo', 'name', name, 'compensation', compensation, 'server', server, 'after', after,
-    'timeout', pg_catalog.trim_scale(extract(epoch FROM timeout)), 'retry', retry))::saga.node;
-COMMENT ON FUNCTION saga.undo_step(text, text, text, text[], interval, jsonb)
+    'condition', condition, 'timeout', pg_catalog.trim_scale(extract(epoch FROM timeout)), 'retry', retry,
+    'on_failure', on_failure))::saga.node;
+COMMENT ON FUNCTION saga.undo_step(text, text, text, text[], text, interval, jsonb, text)
 IS 'A step that does nothing when it is reached, and whose compensation runs if the saga comes back';
+
+CREATE FUNCTION saga.call_step(
+    name text,
+    definition text,
+    input text DEFAULT NULL,
+    after text[] DEFAULT NULL,
+    condition text DEFAULT NULL,
+    for_each text DEFAULT NULL,
+    max_parallel integer DEFAULT NULL,
+    pivot boolean DEFAULT false,
+    retry jsonb DEFAULT NULL,
+    on_failure text DEFAULT NULL)
+RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+    'kind', 'call', 'name', name, 'definition', definition, 'input', input, 'after', after,
+    'condition', condition, 'for_each', for_each, 'max_parallel', max_parallel, 'pivot', pivot,
+    'retry', retry, 'on_failure', on_failure))::saga.node;
+COMMENT ON FUNCTION saga.call_step(text, text, text, text[], text, text, integer, boolean, jsonb, text)
+IS 'A step that runs a saga of another definition, and undoes it if this one comes back';
+
+CREATE FUNCTION saga.sleep_step(
+    name text,
+    duration text,
+    after text[] DEFAULT NULL,
+    condition text DEFAULT NULL,
+    on_failure text DEFAULT NULL)
+RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+    'kind', 'sleep', 'name', name, 'duration', duration, 'after', after, 'condition', condition,
+    'on_failure', on_failure))::saga.node;
+COMMENT ON FUNCTION saga.sleep_step(text, text, text[], text, text)
+IS 'A step that is done some time after it is reached: an interval, or an expression that gives one';
+
+CREATE FUNCTION saga.sleep_step(
+    name text,
+    duration interval,
+    after text[] DEFAULT NULL,
+    condition text DEFAULT NULL,
+    on_failure text DEFAULT NULL)
+RETURNS saga.node LANGUAGE sql STABLE PARALLEL SAFE
+RETURN saga.sleep_step(name, duration::text, after, condition, on_failure);
+COMMENT ON FUNCTION saga.sleep_step(text, interval, text[], text, text)
+IS 'A step that is done some time after it is reached';
+
+CREATE FUNCTION saga.sleep_until_step(
+    name text,
+    at text,
+    after text[] DEFAULT NULL,
+    condition text DEFAULT NULL,
+    on_failure text DEFAULT NULL)
+RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+    'kind', 'sleep_until', 'name', name, 'at', at, 'after', after, 'condition', condition,
+    'on_failure', on_failure))::saga.node;
+COMMENT ON FUNCTION saga.sleep_until_step(text, text, text[], text, text)
+IS 'A step that is done at a time: a timestamp, or an expression that gives one';
+
+CREATE FUNCTION saga.sleep_until_step(
+    name text,
+    at timestamptz,
+    after text[] DEFAULT NULL,
+    condition text DEFAULT NULL,
+    on_failure text DEFAULT NULL)
+RETURNS saga.node LANGUAGE sql STABLE PARALLEL SAFE
+RETURN saga.sleep_until_step(name, at::text, after, condition, on_failure);
+COMMENT ON FUNCTION saga.sleep_until_step(text, timestamptz, text[], text, text)
+IS 'A step that is done at a fixed time';
+
+CREATE FUNCTION saga.signal_step(
+    name text,
+    signal text,
+    timeout interval DEFAULT NULL,
+    on_timeout text DEFAULT 'fail',
+    after text[] DEFAULT NULL,
+    condition text DEFAULT NULL,
+    on_failure text DEFAULT NULL)
+RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+    'kind', 'signal', 'name', name, 'signal', signal,
+    'timeout', pg_catalog.trim_scale(extract(epoch FROM timeout)), 'on_timeout', on_timeout,
+    'after', after, 'condition', condition, 'on_failure', on_failure))::saga.node;
+COMMENT ON FUNCTION saga.signal_step(text, text, interval, text, text[], text, text)
+IS 'A step that waits for a signal; its result is the payload';
+
+CREATE FUNCTION saga.branch_step(name text, VARIADIC cases saga.node[])
+RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+    'kind', 'branch', 'name', name, 'cases', cases::jsonb[]))::saga.node;
+COMMENT ON FUNCTION saga.branch_step(text, saga.node[])
+IS 'Runs the steps of the first case whose condition is true; cases are saga.when() and saga.otherwise()';
+
+CREATE FUNCTION saga.branch_step(
+    name text,
+    cases saga.nodes,
+    after text[] DEFAULT NULL,
+    condition text DEFAULT NULL,
+    on_failure text DEFAULT NULL)
+RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+    'kind', 'branch', 'name', name, 'cases', cases::jsonb[], 'after', after, 'condition', condition,
+    'on_failure', on_failure))::saga.node;
+COMMENT ON FUNCTION saga.branch_step(text, saga.nodes, text[], text, text)
+IS 'Runs the steps of the first case whose condition is true; on_failure is what they inherit';
+
+CREATE FUNCTION saga.when(condition text, steps saga.node[])
+RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+    'kind', 'when', 'condition', condition, 'steps', steps::jsonb[]))::saga.node;
+COMMENT ON FUNCTION saga.when(text, saga.node[]) IS 'A case of saga.branch_step()';
+
+CREATE FUNCTION saga.otherwise(steps saga.node[])
+RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+    'kind', 'otherwise', 'steps', steps::jsonb[]))::saga.node;
+COMMENT ON FUNCTION saga.otherwise(saga.node[])
+IS 'The last case of saga.branch_step(): taken if no condition was true';
+
+CREATE FUNCTION saga.loop_step(
+    name text,
+    steps saga.node[],
+    "while" text DEFAULT NULL,
+    max integer DEFAULT NULL,
+    after text[] DEFAULT NULL,
+    condition text DEFAULT NULL,
+    on_failure text DEFAULT NULL)
+RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+    'kind', 'loop', 'name', name, 'steps', steps::jsonb[], 'while', "while", 'max', max, 'after', after,
+    'condition', condition, 'on_failure', on_failure))::saga.node;
+COMMENT ON FUNCTION saga.loop_step(text, saga.node[], text, integer, text[], text, text)
+IS 'Runs its steps again and again: while an expression is true, at most max times';
+
+CREATE FUNCTION saga.savepoint_step(
+    name text,
+    max_tries integer DEFAULT 3,
+    after text[] DEFAULT NULL,
+    condition text DEFAULT NULL,
+    on_failure text DEFAULT NULL)
+RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+    'kind', 'savepoint', 'name', name, 'max_tries', max_tries, 'after', after, 'condition', condition,
+    'on_failure', on_failure))::saga.node;
+COMMENT ON FUNCTION saga.savepoint_step(text, integer, text[], text, text)
+IS 'Where steps with on_failure => ''goto:name'' come back to, at most so often that what follows is tried max_tries times';
 
 CREATE FUNCTION saga.parallel(VARIADIC nodes saga.node[])
 RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -276,12 +520,17 @@ RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
     'kind', 'parallel', 'nodes', nodes::jsonb[]))::saga.node;
 COMMENT ON FUNCTION saga.parallel(saga.node[]) IS 'Steps that do not wait for each other';
 
-CREATE FUNCTION saga.parallel(nodes saga.node[], after text[])
+CREATE FUNCTION saga.parallel(
+    nodes saga.nodes,
+    after text[] DEFAULT NULL,
+    condition text DEFAULT NULL,
+    on_failure text DEFAULT NULL)
 RETURNS saga.node LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
-    'kind', 'parallel', 'nodes', nodes::jsonb[], 'after', after))::saga.node;
-COMMENT ON FUNCTION saga.parallel(saga.node[], text[])
-IS 'Steps that do not wait for each other, and for the named ones only';
+    'kind', 'parallel', 'nodes', nodes::jsonb[], 'after', after, 'condition', condition,
+    'on_failure', on_failure))::saga.node;
+COMMENT ON FUNCTION saga.parallel(saga.nodes, text[], text, text)
+IS 'Steps that do not wait for each other; after, condition and on_failure hold for each';
 
 CREATE FUNCTION saga.retry_policy(
     max_attempts integer DEFAULT NULL,
@@ -308,17 +557,20 @@ CREATE FUNCTION saga.define(
     name text,
     steps saga.node[],
     input text DEFAULT NULL,
+    output text DEFAULT NULL,
     deadline interval DEFAULT NULL,
     retention interval DEFAULT NULL,
     key_retention interval DEFAULT NULL,
     max_running integer DEFAULT NULL,
     priority integer DEFAULT NULL,
+    protocol text DEFAULT 'saga',
+    protocols text[] DEFAULT NULL,
     compensation_order text DEFAULT 'reverse',
     on_completed text DEFAULT NULL,
     on_compensated text DEFAULT NULL,
     on_stuck text DEFAULT NULL)
 RETURNS integer LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_define';
-COMMENT ON FUNCTION saga.define(text, saga.node[], text, interval, interval, interval, integer, integer, text, text, text, text)
+COMMENT ON FUNCTION saga.define(text, saga.node[], text, text, interval, interval, interval, integer, integer, text, text[], text, text, text, text)
 IS 'Make a version of a definition and return its number; the number of the newest if nothing has changed';
 
 CREATE FUNCTION saga.drop_definition(name text, version integer DEFAULT NULL)
@@ -363,7 +615,7 @@ CREATE FUNCTION saga.render(
     version integer DEFAULT NULL)
 RETURNS jsonb LANGUAGE c STABLE AS 'MODULE_PATHNAME', 'saga_render';
 COMMENT ON FUNCTION saga.render(text, text, jsonb, jsonb, text, integer)
-IS 'What would be sent: server, SQL, values and their types; results holds those of other steps by name';
+IS 'What would be sent: server, SQL, values and their types; results holds those of other steps by name, and item, item_index, iteration';
 
 CREATE FUNCTION saga.definition_steps_(body jsonb)
 RETURNS SETOF text LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -372,6 +624,36 @@ BEGIN ATOMIC
     FROM pg_catalog.jsonb_path_query(body, 'strict $.steps.** ? (@.type() == "object" && exists(@.name)).name') AS n;
 END;
 COMMENT ON FUNCTION saga.definition_steps_(jsonb) IS 'Internal: names of the steps of a definition as they are listed';
+
+-- The servers in the order in which they are listed.  The labels are those of
+-- label_of() in src/two_phase.c.
+CREATE FUNCTION saga.two_phase_branches_(body jsonb)
+RETURNS TABLE (branch integer, server text, label text) LANGUAGE sql IMMUTABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT b.branch, b.server,
+           CASE WHEN b.server OPERATOR(pg_catalog.~) '^[a-zA-Z0-9_]+$' COLLATE "C" THEN b.server
+                ELSE pg_catalog.concat('server-', b.branch) END
+    FROM (SELECT pg_catalog.row_number() OVER (ORDER BY pg_catalog.min(n.position))::integer OPERATOR(pg_catalog.-) 1 AS branch,
+                 n.step OPERATOR(pg_catalog.->>) 'server' AS server
+          FROM pg_catalog.jsonb_path_query(body, 'strict $.steps.** ? (@.type() == "object" && @.kind == "step" && exists(@.server))')
+               WITH ORDINALITY AS n(step, position)
+          GROUP BY n.step OPERATOR(pg_catalog.->>) 'server') b;
+END;
+COMMENT ON FUNCTION saga.two_phase_branches_(jsonb) IS 'Internal: servers of a definition, numbered and named as two-phase commit does';
+
+CREATE FUNCTION saga.protocol_steps_(body jsonb, protocol text)
+RETURNS SETOF text LANGUAGE sql IMMUTABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT s FROM saga.definition_steps_(body) AS s WHERE protocol OPERATOR(pg_catalog.<>) 'two_phase'
+    UNION ALL
+    SELECT b.step FROM (
+        SELECT 0 AS part, branch, pg_catalog.concat('prepare_', label) AS step FROM saga.two_phase_branches_(body)
+        UNION ALL SELECT 1, 0, 'decide'
+        UNION ALL SELECT 2, branch, pg_catalog.concat('commit_', label) FROM saga.two_phase_branches_(body)
+        ORDER BY 1, 2) b
+    WHERE protocol OPERATOR(pg_catalog.=) 'two_phase';
+END;
+COMMENT ON FUNCTION saga.protocol_steps_(jsonb, text) IS 'Internal: names of the steps of a definition under a protocol';
 
 CREATE VIEW saga.definitions WITH (security_barrier) AS
 SELECT d.name, d.version, d.owner, s.steps, d.created_at, d.paused,
@@ -398,12 +680,24 @@ GRANT SELECT ON saga.definitions TO saga_user, saga_operator, saga_monitor;
 REVOKE ALL ON FUNCTION
     saga.node_in(cstring),
     saga.node_out(saga.node),
-    saga.step(text, text, text, text, text[], boolean, boolean, interval, jsonb, text, text, text, integer, text, interval, jsonb),
-    saga.undo_step(text, text, text, text[], interval, jsonb),
+    saga.step(text, text, text, text, text[], text, text, integer, boolean, boolean, interval, jsonb, text, text, text, text, integer, boolean, interval, text, text, interval, jsonb, text),
+    saga.undo_step(text, text, text, text[], text, interval, jsonb, text),
+    saga.call_step(text, text, text, text[], text, text, integer, boolean, jsonb, text),
+    saga.sleep_step(text, text, text[], text, text),
+    saga.sleep_step(text, interval, text[], text, text),
+    saga.sleep_until_step(text, text, text[], text, text),
+    saga.sleep_until_step(text, timestamptz, text[], text, text),
+    saga.signal_step(text, text, interval, text, text[], text, text),
+    saga.branch_step(text, saga.node[]),
+    saga.branch_step(text, saga.nodes, text[], text, text),
+    saga.when(text, saga.node[]),
+    saga.otherwise(saga.node[]),
+    saga.loop_step(text, saga.node[], text, integer, text[], text, text),
+    saga.savepoint_step(text, integer, text[], text, text),
     saga.parallel(saga.node[]),
-    saga.parallel(saga.node[], text[]),
+    saga.parallel(saga.nodes, text[], text, text),
     saga.retry_policy(integer, interval, double precision, interval, double precision, text[], text[], text[]),
-    saga.define(text, saga.node[], text, interval, interval, interval, integer, integer, text, text, text, text),
+    saga.define(text, saga.node[], text, text, interval, interval, interval, integer, integer, text, text[], text, text, text, text),
     saga.drop_definition(text, integer),
     saga.pause_definition(text),
     saga.resume_definition(text),
@@ -416,12 +710,24 @@ REVOKE ALL ON FUNCTION
 FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION
     saga.node_out(saga.node),
-    saga.step(text, text, text, text, text[], boolean, boolean, interval, jsonb, text, text, text, integer, text, interval, jsonb),
-    saga.undo_step(text, text, text, text[], interval, jsonb),
+    saga.step(text, text, text, text, text[], text, text, integer, boolean, boolean, interval, jsonb, text, text, text, text, integer, boolean, interval, text, text, interval, jsonb, text),
+    saga.undo_step(text, text, text, text[], text, interval, jsonb, text),
+    saga.call_step(text, text, text, text[], text, text, integer, boolean, jsonb, text),
+    saga.sleep_step(text, text, text[], text, text),
+    saga.sleep_step(text, interval, text[], text, text),
+    saga.sleep_until_step(text, text, text[], text, text),
+    saga.sleep_until_step(text, timestamptz, text[], text, text),
+    saga.signal_step(text, text, interval, text, text[], text, text),
+    saga.branch_step(text, saga.node[]),
+    saga.branch_step(text, saga.nodes, text[], text, text),
+    saga.when(text, saga.node[]),
+    saga.otherwise(saga.node[]),
+    saga.loop_step(text, saga.node[], text, integer, text[], text, text),
+    saga.savepoint_step(text, integer, text[], text, text),
     saga.parallel(saga.node[]),
-    saga.parallel(saga.node[], text[]),
+    saga.parallel(saga.nodes, text[], text, text),
     saga.retry_policy(integer, interval, double precision, interval, double precision, text[], text[], text[]),
-    saga.define(text, saga.node[], text, interval, interval, interval, integer, integer, text, text, text, text),
+    saga.define(text, saga.node[], text, text, interval, interval, interval, integer, integer, text, text[], text, text, text, text),
     saga.drop_definition(text, integer),
     saga.grant(text, name, text[]),
     saga.revoke(text, name, text[]),
@@ -448,6 +754,16 @@ CREATE FOREIGN DATA WRAPPER saga_postgres
 	NO HANDLER VALIDATOR saga.saga_postgres_validator;
 COMMENT ON FOREIGN DATA WRAPPER saga_postgres IS
 'PostgreSQL databases that take part in sagas; USAGE on a server of it is the right to call out';
+
+CREATE FUNCTION saga.saga_http_validator(text[], oid) RETURNS void
+LANGUAGE c STRICT AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION saga.saga_http_validator(text[], oid) IS
+'checks the options of servers and user mappings of saga_http; called by CREATE and ALTER SERVER and USER MAPPING';
+
+CREATE FOREIGN DATA WRAPPER saga_http
+	NO HANDLER VALIDATOR saga.saga_http_validator;
+COMMENT ON FOREIGN DATA WRAPPER saga_http IS
+'HTTP services that take part in sagas; USAGE on a server of it is the right to call out';
 
 -- The only copy of what stands at a participant.  It is plain SQL and PL/pgSQL
 -- for PostgreSQL 12 and later, so that a managed database can be one, and may
@@ -522,7 +838,7 @@ CREATE TABLE IF NOT EXISTS saga_participant.barrier
 	PRIMARY KEY (coordinator, saga, step, op)
 ) WITH (fillfactor = 85);
 COMMENT ON TABLE saga_participant.barrier IS
-'one row for each call that happened (done) or must never happen (refused); op: a action, u undo';
+'one row for each call that happened (done) or must never happen (refused); op: a action, u undo, p of a prepared transaction';
 
 CREATE OR REPLACE FUNCTION saga_participant.version() RETURNS integer
 LANGUAGE sql IMMUTABLE AS 'SELECT 1';
@@ -546,6 +862,11 @@ END
 $f$;
 COMMENT ON FUNCTION saga_participant.decline(text, jsonb) IS
 'end the calling step of a saga as declined: business says no, nothing is retried';
+
+CREATE OR REPLACE FUNCTION saga_participant.accepted() RETURNS void
+LANGUAGE sql AS $f$SELECT pg_catalog.set_config('saga_participant.accepted', 'yes', true)$f$;
+COMMENT ON FUNCTION saga_participant.accepted() IS
+'in the action of a step with callback => true: its answer comes later, by saga.complete_step()';
 
 -- On connecting: raise the epoch, or be refused as an old coordinator.
 CREATE OR REPLACE FUNCTION saga_participant.attach
@@ -656,7 +977,9 @@ BEGIN
 	SELECT * INTO b FROM saga_participant.barrier
 	WHERE coordinator = p_coordinator AND saga = p_saga
 	  AND step = p_step AND op = p_op;
-	IF FOUND AND b.status = 'done' THEN
+	IF FOUND AND b.status = 'accepted' AND NOT p_refused_ok THEN
+		RETURN 'A';
+	ELSIF FOUND AND b.status IN ('done', 'accepted') THEN
 		RETURN 'P' || coalesce(b.result::text, '');
 	ELSIF FOUND AND p_refused_ok THEN
 		RETURN 'R';
@@ -680,7 +1003,8 @@ COMMENT ON FUNCTION saga_participant.recorded(text, integer, bigint, text, uuid,
 -- Claim the key, run the prepared statement, record the result.  p_call is
 -- 'EXECUTE name(%L, ...)': the statement was prepared on the protocol level,
 -- so that this database infers the types of its parameters, and the values
--- are quoted here.  Answers 'D' (done now) or 'P' (was done) and the result.
+-- are quoted here.  Answers 'D' (done now) or 'P' (was done) and the result, or
+-- 'A' (taken on, now or before: the result comes from elsewhere).
 CREATE OR REPLACE FUNCTION saga_participant.run
 	(p_coordinator text, p_timeline integer, p_counter bigint, p_nonce text,
 	 p_saga uuid, p_step text, p_op "char", p_not_after timestamp with time zone,
@@ -698,8 +1022,10 @@ DECLARE
 	n bigint := 0;
 	v_size bigint := 0;
 BEGIN
-	-- an expression, as PERFORM would cost a run of the executor
-	IF pg_catalog.pg_advisory_xact_lock_shared(pg_catalog.hashtextextended(p_coordinator, 7461)) IS NULL THEN
+	-- an expression, as PERFORM would cost a run of the executor; and no lock
+	-- that a prepared transaction would keep
+	IF (CASE WHEN p_op OPERATOR(pg_catalog.<>) 'p'
+		THEN pg_catalog.pg_advisory_xact_lock_shared(pg_catalog.hashtextextended(p_coordinator, 7461)) IS NULL END) THEN
 	END IF;
 	INSERT INTO saga_participant.barrier
 		(coordinator, saga, step, op, status, not_after)
@@ -784,16 +1110,64 @@ BEGIN
 	IF p_prepare IS NOT NULL THEN
 		DEALLOCATE saga_call;
 	END IF;
+	IF pg_catalog.current_setting('saga_participant.accepted', true) OPERATOR(pg_catalog.=) 'yes' THEN
+		UPDATE saga_participant.barrier b SET status = 'accepted'
+		WHERE b.coordinator OPERATOR(pg_catalog.=) p_coordinator
+		  AND b.saga OPERATOR(pg_catalog.=) p_saga
+		  AND b.step OPERATOR(pg_catalog.=) p_step AND b.op OPERATOR(pg_catalog.=) p_op;
+		v_result := NULL;
+	END IF;
 
 	-- A COMMIT that waits for a standby must not be given up with a warning
 	-- and a tag that looks like success.
 	IF pg_catalog.set_config('statement_timeout', '0', true) IS NULL THEN
+	END IF;
+	IF pg_catalog.current_setting('saga_participant.accepted', true) OPERATOR(pg_catalog.=) 'yes' THEN
+		RETURN 'A';
 	END IF;
 	RETURN pg_catalog.concat('D', v_result);
 END
 $f$;
 COMMENT ON FUNCTION saga_participant.run(text, integer, bigint, text, uuid, text, "char", timestamp with time zone, text, text[], text, text, integer, integer, text) IS
 'run one call of a saga at most once and record its result';
+
+-- First in a transaction that is to be prepared: claim the branch's key.  There
+-- is no advisory lock, for the prepared transaction would keep it, and nobody
+-- could raise the epoch while it stands.  An old coordinator that gets in here
+-- at the last moment leaves a prepared transaction, no more: whoever rolls
+-- back claims the same key first.
+CREATE OR REPLACE FUNCTION saga_participant.vote
+	(p_coordinator text, p_timeline integer, p_counter bigint, p_nonce text,
+	 p_saga uuid, p_step text, p_not_after timestamp with time zone, p_gid text)
+RETURNS text
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $f$
+BEGIN
+	IF EXISTS (SELECT FROM pg_prepared_xacts
+			   WHERE gid = p_gid AND database = current_database()
+				 AND owner = current_user) THEN
+		RAISE EXCEPTION 'this branch is prepared already' USING ERRCODE = 'SGB06';
+	END IF;
+	INSERT INTO saga_participant.barrier
+		(coordinator, saga, step, op, status, not_after)
+	SELECT p_coordinator, p_saga, p_step, 'p', 'done', p_not_after
+	WHERE EXISTS (SELECT FROM saga_participant.epoch e
+				  WHERE e.coordinator = p_coordinator
+					AND e.timeline = p_timeline AND e.counter = p_counter
+					AND e.nonce = p_nonce)
+	  AND clock_timestamp() <= p_not_after
+	ON CONFLICT DO NOTHING;
+	IF NOT FOUND THEN
+		PERFORM saga_participant.recorded(p_coordinator, p_timeline, p_counter, p_nonce,
+										  p_saga, p_step, 'p', p_not_after, false);
+		RAISE EXCEPTION 'this branch is committed already' USING ERRCODE = 'SGB06';
+	END IF;
+	RETURN 'D';
+END
+$f$;
+COMMENT ON FUNCTION saga_participant.vote(text, integer, bigint, text, uuid, text, timestamp with time zone, text) IS
+'claim the key of a branch of two-phase commit, or tell that it has voted';
 
 -- Undo of an action that may not have happened: refuse its key first, which
 -- waits for a first try that still runs.  'N': it had not, nothing was run.
@@ -931,8 +1305,9 @@ AS 'MODULE_PATHNAME', 'saga_check_participant';
 COMMENT ON FUNCTION saga.check_participant(text) IS
 'everything a server needs in order to take part in sagas, checked one by one as the calling role; never an error';
 
-REVOKE ALL ON FOREIGN DATA WRAPPER saga_postgres FROM PUBLIC;
+REVOKE ALL ON FOREIGN DATA WRAPPER saga_postgres, saga_http FROM PUBLIC;
 REVOKE ALL ON FUNCTION saga.saga_postgres_validator(text[], oid) FROM PUBLIC;
+REVOKE ALL ON FUNCTION saga.saga_http_validator(text[], oid) FROM PUBLIC;
 REVOKE ALL ON FUNCTION saga.participant_script(text[]) FROM PUBLIC;
 REVOKE ALL ON FUNCTION saga.prepare_participant(text, boolean) FROM PUBLIC;
 REVOKE ALL ON FUNCTION saga.check_participant(text) FROM PUBLIC;
@@ -957,9 +1332,9 @@ COMMENT ON TYPE saga.outcome IS 'What has become of a saga: see saga.wait()';
 CREATE FUNCTION saga.start(definition text, input jsonb DEFAULT '{}', key text DEFAULT NULL,
     start_at timestamptz DEFAULT NULL, on_conflict text DEFAULT 'return', version integer DEFAULT NULL,
     priority integer DEFAULT NULL, deadline interval DEFAULT NULL, correlation text DEFAULT NULL,
-    labels jsonb DEFAULT NULL)
+    labels jsonb DEFAULT NULL, protocol text DEFAULT NULL)
 RETURNS uuid LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_start';
-COMMENT ON FUNCTION saga.start(text, jsonb, text, timestamptz, text, integer, integer, interval, text, jsonb)
+COMMENT ON FUNCTION saga.start(text, jsonb, text, timestamptz, text, integer, integer, interval, text, jsonb, text)
 IS 'Start a saga as part of this transaction: no commit, no saga';
 
 CREATE FUNCTION saga.start_many(definition text, inputs jsonb, key_field text DEFAULT NULL)
@@ -972,9 +1347,52 @@ CREATE FUNCTION saga.wait(id uuid, timeout interval DEFAULT '30 s')
 RETURNS saga.outcome LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_wait';
 COMMENT ON FUNCTION saga.wait(uuid, interval) IS 'Wait for a saga to end; at the time-out done is false';
 
+CREATE FUNCTION saga.wait_any(ids uuid[], timeout interval DEFAULT '30 s')
+RETURNS saga.outcome LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_wait_any';
+COMMENT ON FUNCTION saga.wait_any(uuid[], interval)
+IS 'Wait for one of several sagas to end, and say which; at the time-out done is false and the rest NULL';
+
 CREATE FUNCTION saga.status(id uuid)
 RETURNS saga.outcome LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_status';
 COMMENT ON FUNCTION saga.status(uuid) IS 'What has become of a saga, as committed now';
+
+-- Signals and answers.
+CREATE FUNCTION saga.signal(id uuid, signal text, payload jsonb DEFAULT NULL, signal_id text DEFAULT NULL)
+RETURNS boolean LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_signal';
+COMMENT ON FUNCTION saga.signal(uuid, text, jsonb, text)
+IS 'Send a signal to a saga; false if it has ended';
+
+CREATE FUNCTION saga.signal_key(definition text, key text, signal text, payload jsonb DEFAULT NULL,
+    signal_id text DEFAULT NULL, if_absent text DEFAULT 'error')
+RETURNS boolean LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_signal_key';
+COMMENT ON FUNCTION saga.signal_key(text, text, text, jsonb, text, text)
+IS 'Send a signal to the saga that was, or with if_absent => ''keep'' will be, started with a key';
+
+CREATE FUNCTION saga.complete_step(token text, result jsonb DEFAULT NULL)
+RETURNS boolean LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_complete_step';
+COMMENT ON FUNCTION saga.complete_step(text, jsonb)
+IS 'Answer a step that was taken on: done; false if the call needs no answer any more';
+
+CREATE FUNCTION saga.fail_step(token text, error text DEFAULT NULL, kind text DEFAULT 'declined')
+RETURNS boolean LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_fail_step';
+COMMENT ON FUNCTION saga.fail_step(text, text, text)
+IS 'Answer a step that was taken on: declined, transient or broken; false if the call needs no answer any more';
+
+CREATE FUNCTION saga.heartbeat(token text, progress jsonb DEFAULT NULL)
+RETURNS boolean LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_heartbeat';
+COMMENT ON FUNCTION saga.heartbeat(text, jsonb)
+IS 'A step that was taken on is alive: its time-out begins anew; false if the call needs no answer any more';
+
+CREATE FUNCTION saga.accepted()
+RETURNS void LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_accepted';
+COMMENT ON FUNCTION saga.accepted()
+IS 'In a local action of a step with callback => true: its answer comes later, by saga.complete_step()';
+
+CREATE FUNCTION saga.take(queue text, n integer DEFAULT 1, visibility interval DEFAULT '5 min')
+RETURNS TABLE (token text, saga_id uuid, step text, input jsonb, attempt integer)
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_take';
+COMMENT ON FUNCTION saga.take(text, integer, interval)
+IS 'Take steps from a queue; each comes again after the time given as visibility unless it is answered';
 
 -- The operator's verbs.  Each leaves a command; the coordinator logs it.
 CREATE FUNCTION saga.verb_(id uuid, verb text, step text, result jsonb, force boolean, reason text, strict boolean)
@@ -1041,11 +1459,31 @@ RETURNS TABLE (saga_id uuid, problem text) LANGUAGE c VOLATILE AS 'MODULE_PATHNA
 COMMENT ON FUNCTION saga.check_log(uuid)
 IS 'Fold the log of one saga, or of all, and name every row that differs from it';
 
+-- The name of a step without the numbers of its run.
+CREATE FUNCTION saga.plain_step_(step text)
+RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN pg_catalog.regexp_replace(step, '((\[[0-9]+\])+|~[0-9]+)+$', '');
+COMMENT ON FUNCTION saga.plain_step_(text) IS 'Internal: which step of the definition a run is of';
+
 CREATE VIEW saga.instances WITH (security_barrier) AS
 SELECT i.id, d.name, d.version, i.state, i.direction, i.cause, i.key, i.failed_step, i.sqlstate, i.error,
        i.input, i.output, i.correlation, i.labels, i.priority,
-       pg_catalog.pg_get_userbyid(i.started_by) AS started_by, i.started_at, i.start_at, i.deadline, i.ended_at
+       pg_catalog.pg_get_userbyid(i.started_by) AS started_by, i.started_at, i.start_at, i.deadline, i.ended_at,
+       i.parent_id, i.parent_step, i.copy_of,
+       i.protocol,
+       w.waiting_for, w.waiting_until
 FROM saga.instance i JOIN saga.definition d ON d.id = i.definition_id
+LEFT JOIN LATERAL (
+    SELECT pg_catalog.string_agg(DISTINCT
+               CASE last.kind WHEN 'awaiting' THEN 'signal ' || last.message WHEN 'accepted' THEN 'callback' ELSE 'time' END,
+               ', ') AS waiting_for,
+           pg_catalog.min(last.due) AS waiting_until
+    FROM (SELECT DISTINCT ON (l.step) l.kind, l.message, l.due
+          FROM saga.log_record l
+          WHERE l.saga_id = i.id AND i.state = 'waiting'
+            AND l.step IS NOT NULL AND l.kind NOT IN ('undo', 'breakpoint')
+          ORDER BY l.step, l.seq DESC) last
+    WHERE last.kind IN ('awaiting', 'accepted', 'sleeping')) w ON true
 WHERE i.started_by = (SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolname = current_user)
    OR saga.may(d.name, 'see');
 COMMENT ON VIEW saga.instances IS 'Sagas you started or may see, one row each';
@@ -1062,15 +1500,16 @@ CROSS JOIN LATERAL (SELECT pg_catalog.current_setting('saga.log_payloads', true)
                         OR saga.may(i.name, 'operate') AS readable) p;
 COMMENT ON VIEW saga.log IS 'The append-only history of each saga';
 
--- A step's state is what its last record says.
+-- A step's state is what its last record says.  Steps of bodies stand here by
+-- the names of their runs, at the place of the step they are of.
 CREATE VIEW saga.steps WITH (security_barrier) AS
 WITH last AS (
     SELECT DISTINCT ON (l.saga_id, l.step) l.*
     FROM saga.log_record l
-    WHERE l.step IS NOT NULL AND l.kind <> 'undo' AND l.step NOT LIKE '$%'
+    WHERE l.step IS NOT NULL AND l.kind NOT IN ('undo', 'breakpoint') AND l.step NOT LIKE '$%'
     ORDER BY l.saga_id, l.step, l.seq DESC
 )
-SELECT i.id AS saga_id, n.ordinality AS position, n.step,
+SELECT i.id AS saga_id, n.position, n.step,
        CASE
            WHEN last.kind IS NULL THEN CASE WHEN i.ended_at IS NULL AND i.direction = 'forward' THEN 'waiting' ELSE 'not run' END
            WHEN last.kind = 'done' THEN CASE last.operation WHEN 'undo' THEN 'undone' ELSE 'done' END
@@ -1078,17 +1517,33 @@ SELECT i.id AS saga_id, n.ordinality AS position, n.step,
            WHEN last.kind = 'failed' AND last.due IS NOT NULL THEN CASE last.operation WHEN 'undo' THEN 'retrying undo' ELSE 'retrying' END
            WHEN last.kind = 'failed' THEN 'failed'
            WHEN last.kind = 'retried' THEN CASE last.operation WHEN 'undo' THEN 'undoing' ELSE 'running' END
+           WHEN last.kind = 'chosen' AND last.value = 0 THEN 'not taken'
+           WHEN last.kind IN ('chosen', 'expanded', 'iteration') THEN 'running'
+           WHEN last.kind = 'accepted' AND last.operation = 'undo' THEN 'undo accepted'
            ELSE last.kind
        END AS state,
        (SELECT pg_catalog.max(l.attempt) FROM saga.log_record l
         WHERE l.saga_id = i.id AND l.step = n.step AND l.operation = coalesce(last.operation, 'action')) AS attempts,
-       last.due AS next_attempt_at, last.at AS changed_at, last.outcome, last.sqlstate, last.message AS error,
+       CASE WHEN last.kind = 'failed' THEN last.due END AS next_attempt_at,
+       last.at AS changed_at, last.outcome, last.sqlstate,
+       CASE WHEN last.kind <> 'awaiting' THEN last.message END AS error,
        (SELECT l.result FROM saga.log_record l
         WHERE l.saga_id = i.id AND l.step = n.step AND l.kind IN ('done', 'skipped') AND l.operation <> 'undo'
-        ORDER BY l.seq DESC LIMIT 1) AS result
+        ORDER BY l.seq DESC LIMIT 1) AS result,
+       CASE last.kind WHEN 'awaiting' THEN 'signal ' || last.message WHEN 'accepted' THEN 'callback' WHEN 'sleeping' THEN 'time' END AS waiting_for,
+       CASE WHEN last.kind IN ('awaiting', 'accepted', 'sleeping') THEN last.due END AS waiting_until,
+       CASE WHEN last.kind = 'accepted' THEN (
+           SELECT p.progress FROM saga.step_progress p
+           WHERE p.saga_id = i.id AND p.step = n.step AND p.operation = last.operation) END AS progress
 FROM saga.instances i
 JOIN saga.definition d ON d.name = i.name AND d.version = i.version
-CROSS JOIN LATERAL saga.definition_steps_(d.body) WITH ORDINALITY AS n(step, ordinality)
+CROSS JOIN LATERAL (
+    SELECT s.position, s.step FROM saga.protocol_steps_(d.body, i.protocol) WITH ORDINALITY AS s(step, position)
+    UNION
+    SELECT s.position, l.step
+    FROM (SELECT DISTINCT r.step FROM saga.log_record r WHERE r.saga_id = i.id AND r.step ~ '[]0-9]$') l
+    JOIN saga.protocol_steps_(d.body, i.protocol) WITH ORDINALITY AS s(step, position) ON s.step = saga.plain_step_(l.step)
+    WHERE l.step <> s.step) n
 LEFT JOIN last ON last.saga_id = i.id AND last.step = n.step;
 COMMENT ON VIEW saga.steps IS 'Every step of each saga and what has become of it';
 
@@ -1112,6 +1567,52 @@ SELECT s.saga_id AS id, i.name, i.version, i.direction, s.step, s.operation, s.r
 FROM saga.stuck_saga s JOIN saga.instances i ON i.id = s.saga_id;
 COMMENT ON VIEW saga.stuck IS 'Sagas that wait for an operator: why, and the verbs that help';
 
+CREATE FUNCTION saga.prepared_gid_(saga uuid, label text, branch integer)
+RETURNS text LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'saga_prepared_gid_sql';
+COMMENT ON FUNCTION saga.prepared_gid_(uuid, text, integer) IS 'Internal: name of a prepared transaction at its participant';
+
+-- Branches that have voted, or may have, and are not ended; then the orphans.
+CREATE VIEW saga.in_doubt WITH (security_barrier) AS
+SELECT saga.prepared_gid_(i.id, b.label, b.branch) AS gid, b.server, i.id AS saga_id, i.name, i.state,
+       p.at AS prepared_at,
+       CASE WHEN d.decided THEN 'commit' WHEN i.direction = 'undo' THEN 'rollback' END AS decision,
+       CASE
+           WHEN i.state = 'paused' THEN 'saga.resume(): the saga is paused'
+           WHEN d.decided THEN 'COMMIT PREPARED at server ' || pg_catalog.quote_ident(b.server)
+           WHEN i.direction = 'undo' THEN 'ROLLBACK PREPARED at server ' || pg_catalog.quote_ident(b.server)
+           WHEN v.missing IS NOT NULL THEN 'the votes of: ' || v.missing
+           ELSE 'the decision'
+       END AS waits_for,
+       CASE WHEN e.kind = 'failed' THEN e.message END AS error
+FROM saga.instances i
+JOIN saga.definition f ON f.name = i.name AND f.version = i.version
+CROSS JOIN LATERAL saga.two_phase_branches_(f.body) b
+CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM saga.log_record l WHERE l.saga_id = i.id AND l.step = 'decide'
+                                   AND l.kind = 'done' AND l.operation = 'action')
+                        OR EXISTS (SELECT FROM saga.local_outcome o WHERE o.saga_id = i.id AND o.operation = 'a') AS decided) d
+CROSS JOIN LATERAL (SELECT l.kind, l.operation, l.at, l.maybe FROM saga.log_record l
+                    WHERE l.saga_id = i.id AND l.step = 'prepare_' || b.label AND l.kind <> 'undo'
+                    ORDER BY l.seq DESC LIMIT 1) p
+LEFT JOIN LATERAL (SELECT l.kind, l.message FROM saga.log_record l
+                   WHERE l.saga_id = i.id AND l.step IN ('prepare_' || b.label, 'commit_' || b.label)
+                   ORDER BY l.seq DESC LIMIT 1) e ON true
+CROSS JOIN LATERAL (SELECT pg_catalog.string_agg(o.server, ', ' ORDER BY o.branch) AS missing
+                    FROM saga.two_phase_branches_(f.body) o
+                    WHERE NOT EXISTS (SELECT FROM saga.log_record l WHERE l.saga_id = i.id
+                                      AND l.step = 'prepare_' || o.label AND l.kind = 'done' AND l.operation = 'action')) v
+WHERE i.protocol = 'two_phase' AND i.ended_at IS NULL
+  AND NOT (p.kind IN ('done', 'skipped') AND p.operation = 'undo')
+  AND NOT (p.kind = 'failed' AND p.operation = 'action' AND NOT coalesce(p.maybe, false))
+  AND NOT EXISTS (SELECT FROM saga.log_record l WHERE l.saga_id = i.id AND l.step = 'commit_' || b.label
+                  AND l.kind IN ('done', 'skipped'))
+UNION ALL
+SELECT o.gid, o.server, NULL, NULL, NULL, o.prepared_at, o.decision,
+       CASE o.decision WHEN 'commit' THEN 'COMMIT' ELSE 'ROLLBACK' END || ' PREPARED at server ' || pg_catalog.quote_ident(o.server),
+       o.error
+FROM saga.orphan o
+WHERE pg_catalog.pg_has_role('saga_operator', 'USAGE') OR pg_catalog.pg_has_role('saga_monitor', 'USAGE');
+COMMENT ON VIEW saga.in_doubt IS 'Prepared transactions of two-phase commit that are not ended: since when, what was decided, and what they wait for';
+
 CREATE VIEW saga.participants WITH (security_barrier) AS
 SELECT s.srvname AS name, w.fdwname AS wrapper,
        pg_catalog.pg_get_userbyid(s.srvowner) AS owner,
@@ -1122,7 +1623,7 @@ SELECT s.srvname AS name, w.fdwname AS wrapper,
           AND pg_catalog.jsonb_path_exists(d.body, '$.** ? (@.server == $name)',
                                            pg_catalog.jsonb_build_object('name', s.srvname))) AS used_by
 FROM pg_catalog.pg_foreign_server s JOIN pg_catalog.pg_foreign_data_wrapper w ON w.oid = s.srvfdw
-WHERE w.fdwname IN ('saga_postgres', 'postgres_fdw', 'dblink_fdw');
+WHERE w.fdwname IN ('saga_postgres', 'saga_http', 'postgres_fdw', 'dblink_fdw');
 COMMENT ON VIEW saga.participants IS 'Foreign servers that saga can call';
 
 CREATE VIEW saga.stat_participants WITH (security_barrier) AS
@@ -1145,13 +1646,504 @@ SELECT i.name, i.version,
        pg_catalog.count(*) FILTER (WHERE i.state = 'completed') AS completed,
        pg_catalog.count(*) FILTER (WHERE i.state = 'compensated') AS compensated,
        pg_catalog.count(*) FILTER (WHERE i.state = 'terminated') AS terminated,
+       pg_catalog.round(pg_catalog.count(*) FILTER (WHERE i.started_at > pg_catalog.now() - '60 s'::interval) / 60.0, 3) AS starts_per_s,
+       pg_catalog.round(pg_catalog.count(*) FILTER (WHERE i.ended_at > pg_catalog.now() - '60 s'::interval) / 60.0, 3) AS ends_per_s,
        pg_catalog.round((pg_catalog.percentile_cont(0.5) WITHIN GROUP (ORDER BY extract(epoch FROM i.ended_at - i.started_at) * 1000))::numeric, 3) AS p50_ms,
+       pg_catalog.round((pg_catalog.percentile_cont(0.95) WITHIN GROUP (ORDER BY extract(epoch FROM i.ended_at - i.started_at) * 1000))::numeric, 3) AS p95_ms,
        pg_catalog.round((pg_catalog.percentile_cont(0.99) WITHIN GROUP (ORDER BY extract(epoch FROM i.ended_at - i.started_at) * 1000))::numeric, 3) AS p99_ms,
        pg_catalog.max(i.started_at) AS last_started_at,
        pg_catalog.max(i.ended_at) AS last_ended_at
 FROM saga.instances i
 GROUP BY i.name, i.version;
 COMMENT ON VIEW saga.stat_sagas IS 'Outcomes and durations by definition, over the sagas that are kept';
+-- ---------------------------------------------------------------------------
+-- Pictures: text that draws itself (Mermaid, Graphviz), and pages of HTML
+-- without any outside resource.  All of them see through the views above, so
+-- with the reader's rights, and escape whatever is not theirs.
+
+CREATE FUNCTION saga.graph(definition text, format text DEFAULT 'mermaid', version integer DEFAULT NULL)
+RETURNS text LANGUAGE c STABLE AS 'MODULE_PATHNAME', 'saga_graph';
+COMMENT ON FUNCTION saga.graph(text, text, integer)
+IS 'The steps of a definition and their order, as a Mermaid flowchart or in DOT';
+
+-- One row for each operation of each step.  The call of a local step leaves no
+-- record before its end: it began when the record before that was written.
+CREATE FUNCTION saga.spans_(id uuid)
+RETURNS TABLE (step text, operation text, began timestamptz, ended timestamptz, state text, attempts integer, error text)
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+    WITH l AS (
+        SELECT r.*, pg_catalog.lag(r.at) OVER (ORDER BY r.seq) AS before
+        FROM saga.log r WHERE r.saga_id = spans_.id
+    ), s AS (
+        SELECT l.step, coalesce(l.operation, 'action') AS operation,
+               (pg_catalog.array_agg(CASE WHEN l.kind IN ('done', 'failed', 'hook') THEN coalesce(l.before, l.at) ELSE l.at END
+                                     ORDER BY l.seq))[1] AS began,
+               pg_catalog.max(l.at) AS last_at,
+               (pg_catalog.array_agg(l.kind ORDER BY l.seq DESC))[1] AS kind,
+               (pg_catalog.array_agg(l.due ORDER BY l.seq DESC))[1] AS due,
+               pg_catalog.max(l.attempt) AS attempts,
+               (pg_catalog.array_agg(l.message ORDER BY l.seq DESC) FILTER (WHERE l.message IS NOT NULL))[1] AS error,
+               pg_catalog.min(l.seq) AS seq
+        FROM l
+        WHERE l.step IS NOT NULL AND l.kind NOT IN ('undo', 'breakpoint', 'restarted')
+        GROUP BY l.step, coalesce(l.operation, 'action')
+    ), k AS (
+        SELECT s.*, CASE
+            WHEN s.kind = 'failed' AND s.due IS NOT NULL THEN 'retrying'
+            WHEN s.kind = 'done' AND s.operation = 'undo' THEN 'undone'
+            WHEN s.kind IN ('done', 'failed', 'stuck', 'skipped', 'continued', 'refused') THEN s.kind
+            WHEN s.kind = 'hook' AND s.due IS NULL THEN 'done'
+            WHEN s.kind = 'chosen' THEN 'done'
+            ELSE 'running' END AS state
+        FROM s
+    )
+    SELECT k.step, k.operation, k.began,
+           CASE WHEN k.state IN ('retrying', 'stuck', 'running')
+                THEN coalesce((SELECT i.ended_at FROM saga.instances i WHERE i.id = spans_.id), pg_catalog.clock_timestamp())
+                ELSE k.last_at END,
+           k.state, k.attempts, k.error
+    FROM k
+    ORDER BY k.began, k.seq;
+END;
+COMMENT ON FUNCTION saga.spans_(uuid) IS 'Internal: bars of the pictures of a saga';
+
+CREATE FUNCTION saga.timeline(id uuid, format text DEFAULT 'mermaid')
+RETURNS text LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    i      record;
+    s      record;
+    n      integer := 0;
+    part   text;
+    result text;
+BEGIN
+    IF format NOT IN ('mermaid', 'dot') THEN
+        RAISE EXCEPTION 'unrecognized format: "%"', format
+            USING ERRCODE = '22023', HINT = 'Formats are mermaid and dot.';
+    END IF;
+    SELECT * INTO i FROM saga.instances v WHERE v.id = timeline.id;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'saga % does not exist', id USING ERRCODE = '42704';
+    END IF;
+    IF format = 'dot' THEN
+        result := E'digraph timeline {\n  rankdir=LR;\n  node [shape=box, style=filled, fontname="sans-serif"];\n';
+    ELSE
+        -- ends of statements and of comments are what a title must not have
+        result := E'gantt\n  title ' || translate(i.name, '#;:%<>"', '_______') || ' ' || i.state
+               || E'\n  dateFormat x\n  axisFormat %H:%M:%S\n';
+    END IF;
+    FOR s IN SELECT * FROM saga.spans_(id) LOOP
+        n := n + 1;
+        IF format = 'dot' THEN
+            result := result || format('  n%s [label="%s\n%s: %s\n%s\n%s ms", fillcolor="%s"];', n,
+                replace(replace(s.step, '\', '\\'), '"', '\"'), s.operation, s.state,
+                to_char(s.began AT TIME ZONE 'UTC', 'HH24:MI:SS.MS'),
+                round(extract(epoch FROM s.ended - s.began) * 1000, 1), saga.colour_(s.state)) || E'\n'
+                || CASE WHEN n > 1 THEN format('  n%s -> n%s;', n - 1, n) || E'\n' ELSE '' END;
+        ELSE
+            IF part IS DISTINCT FROM s.step THEN
+                part := s.step;
+                result := result || '  section ' || translate(s.step, '#;:%<>"', '_______') || E'\n';
+            END IF;
+            result := result || format('    %s %s :%s%s, %s', s.operation, s.state,
+                CASE WHEN s.state IN ('done', 'undone', 'skipped', 'continued') THEN 'done, '
+                     WHEN s.state IN ('failed', 'stuck', 'refused') THEN 'crit, ' ELSE 'active, ' END,
+                floor(extract(epoch FROM s.began) * 1000), greatest(ceil(extract(epoch FROM s.ended) * 1000),
+                                                                   floor(extract(epoch FROM s.began) * 1000) + 1)) || E'\n';
+        END IF;
+    END LOOP;
+    RETURN result || CASE WHEN format = 'dot' THEN E'}\n' ELSE '' END;
+END
+$$;
+COMMENT ON FUNCTION saga.timeline(uuid, text) IS 'What a saga did when, as a Mermaid Gantt chart or in DOT';
+
+CREATE FUNCTION saga.colour_(state text)
+RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE WHEN state IN ('done', 'completed') THEN '#8fd19e'
+            WHEN state IN ('stuck', 'failed', 'terminated', 'refused') THEN '#f1a9a0'
+            WHEN state IN ('retrying', 'waiting', 'paused', 'pending') THEN '#fde08d'
+            WHEN state IN ('undone', 'compensated', 'skipped', 'continued') THEN '#cfd4da'
+            ELSE '#9ec5fe' END;
+COMMENT ON FUNCTION saga.colour_(text) IS 'Internal: colour of a state in pictures';
+
+CREATE FUNCTION saga.html_(value text)
+RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN pg_catalog.replace(pg_catalog.replace(pg_catalog.replace(pg_catalog.replace(pg_catalog.replace(
+    coalesce(value, ''), '&', '&amp;'), '<', '&lt;'), '>', '&gt;'), '"', '&quot;'), '''', '&#39;');
+COMMENT ON FUNCTION saga.html_(text) IS 'Internal: text as HTML';
+
+-- A table of HTML from rows of JSON; a column "state" has its colour.
+CREATE FUNCTION saga.html_table_(title text, columns text[], rows jsonb)
+RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT pg_catalog.concat('<h2>', saga.html_(title), '</h2>',
+        CASE WHEN rows IS NULL OR rows = '[]' THEN '<p>none</p>' ELSE pg_catalog.concat(
+            '<table><tr>', (SELECT pg_catalog.string_agg(pg_catalog.concat('<th>', saga.html_(c), '</th>'), '' ORDER BY n)
+                            FROM pg_catalog.unnest(columns) WITH ORDINALITY AS u(c, n)), '</tr>',
+            (SELECT pg_catalog.string_agg(pg_catalog.concat('<tr>',
+                 (SELECT pg_catalog.string_agg(pg_catalog.concat('<td',
+                      CASE WHEN c = 'state' THEN pg_catalog.concat(' style="background:', saga.colour_(r ->> c), '"') END,
+                      '>', saga.html_(r ->> c), '</td>'), '' ORDER BY n)
+                  FROM pg_catalog.unnest(columns) WITH ORDINALITY AS u(c, n)), '</tr>'), E'\n' ORDER BY at)
+             FROM pg_catalog.jsonb_array_elements(rows) WITH ORDINALITY AS e(r, at)), '</table>') END, E'\n');
+END;
+COMMENT ON FUNCTION saga.html_table_(text, text[], jsonb) IS 'Internal: rows as a table of HTML';
+
+CREATE FUNCTION saga.html_page_(title text, body text)
+RETURNS text LANGUAGE sql STABLE
+RETURN pg_catalog.concat('<!DOCTYPE html>', E'\n', '<html lang="en"><head><meta charset="utf-8"><title>', saga.html_(title),
+    '</title><meta http-equiv="Content-Security-Policy" content="default-src ''none''; style-src ''unsafe-inline''">',
+    '<style>body{font:14px sans-serif;margin:2em;color:#222}table{border-collapse:collapse;margin-bottom:1em}',
+    'th,td{border:1px solid #ccc;padding:3px 8px;text-align:left;vertical-align:top;max-width:40em;overflow-wrap:anywhere}',
+    'th{background:#eee}.bars{width:100%}.bars td{border:0;border-bottom:1px solid #eee}.bar{position:relative;height:16px}',
+    '.bar div{position:absolute;height:16px;min-width:2px;border-radius:2px}</style></head><body><h1>',
+    saga.html_(title), '</h1><p>', saga.html_(pg_catalog.current_database()), ', ',
+    pg_catalog.to_char(pg_catalog.clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS'), E' UTC</p>\n', body, E'</body></html>\n');
+COMMENT ON FUNCTION saga.html_page_(text, text) IS 'Internal: a whole page of HTML';
+
+CREATE FUNCTION saga.report_html()
+RETURNS text LANGUAGE sql STABLE
+RETURN saga.html_page_('Sagas', pg_catalog.concat(
+    saga.html_table_('Waiting for an operator', '{id,name,version,state,step,operation,reason,sqlstate,error,since,hint,verbs}',
+        (SELECT pg_catalog.jsonb_agg(pg_catalog.to_jsonb(s) || '{"state": "stuck"}' ORDER BY s.since)
+         FROM (SELECT * FROM saga.stuck ORDER BY since LIMIT 200) s)),
+    saga.html_table_('Definitions', '{name,version,started,live,stuck,completed,compensated,terminated,starts_per_s,ends_per_s,p50_ms,p95_ms,p99_ms,last_started_at,last_ended_at}',
+        (SELECT pg_catalog.jsonb_agg(pg_catalog.to_jsonb(s) ORDER BY s.stuck DESC, s.name, s.version) FROM saga.stat_sagas s)),
+    saga.html_table_('Sagas that run', '{id,name,version,state,direction,cause,failed_step,error,started_at,deadline}',
+        (SELECT pg_catalog.jsonb_agg(pg_catalog.to_jsonb(i) - 'input' - 'output' ORDER BY i.state <> 'stuck', i.started_at)
+         FROM (SELECT * FROM saga.instances WHERE ended_at IS NULL ORDER BY state <> 'stuck', started_at LIMIT 200) i)),
+    saga.html_table_('Ended last', '{id,name,version,state,cause,failed_step,error,started_at,ended_at}',
+        (SELECT pg_catalog.jsonb_agg(pg_catalog.to_jsonb(i) - 'input' - 'output' ORDER BY i.ended_at DESC)
+         FROM (SELECT * FROM saga.instances WHERE ended_at IS NOT NULL ORDER BY ended_at DESC LIMIT 100) i)),
+    saga.html_table_('Participants', '{name,circuit,calls,done,declined,transient,broken,unknown,in_flight,latency_avg_ms,latency_max_ms}',
+        (SELECT pg_catalog.jsonb_agg(pg_catalog.to_jsonb(p) ORDER BY p.circuit = 'closed', p.name) FROM saga.stat_participants p)),
+    saga.html_table_('Workers', '{kind,number,pid,started_at,turns,items,loaded,errors,activity}',
+        (SELECT pg_catalog.jsonb_agg(pg_catalog.to_jsonb(w) ORDER BY w.kind, w.number) FROM saga.stat_workers w))));
+COMMENT ON FUNCTION saga.report_html() IS 'All sagas you may see as one page of HTML, those that wait for an operator first';
+
+CREATE FUNCTION saga.report_html(id uuid)
+RETURNS text LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    i     record;
+    bars  text;
+    until timestamptz;
+    width numeric;
+BEGIN
+    SELECT * INTO i FROM saga.instances v WHERE v.id = report_html.id;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'saga % does not exist', id USING ERRCODE = '42704';
+    END IF;
+    until := coalesce(i.ended_at, clock_timestamp());
+    width := greatest(extract(epoch FROM until - i.started_at), 0.000001);
+    SELECT string_agg(format(
+        '<tr><td>%s</td><td>%s</td><td class="bars"><div class="bar"><div title="%s" style="left:%s%%;width:%s%%;background:%s"></div></div></td><td>%s ms</td></tr>',
+        saga.html_(s.step), saga.html_(s.operation || ': ' || s.state), saga.html_(coalesce(s.error, s.state)),
+        round(least(greatest(extract(epoch FROM s.began - i.started_at) / width * 100, 0), 99.9), 2),
+        round(least(greatest(extract(epoch FROM s.ended - s.began) / width * 100, 0), 100), 2), saga.colour_(s.state),
+        round(extract(epoch FROM s.ended - s.began) * 1000, 1)), E'\n' ORDER BY s.began)
+    INTO bars FROM saga.spans_(id) s;
+    RETURN saga.html_page_(format('%s %s', i.name, id), concat(
+        saga.html_table_('Waiting for an operator', '{step,operation,state,reason,sqlstate,error,since,hint,verbs}',
+            (SELECT jsonb_agg(to_jsonb(s) || '{"state": "stuck"}') FROM saga.stuck s WHERE s.id = report_html.id)),
+        saga.html_table_('Saga', '{id,name,version,state,direction,cause,key,failed_step,sqlstate,error,started_by,started_at,deadline,ended_at,input,output}',
+            jsonb_build_array(to_jsonb(i))),
+        '<h2>Timeline</h2><table class="bars">', bars, E'</table>\n',
+        saga.html_table_('Steps', '{position,step,state,attempts,next_attempt_at,changed_at,outcome,sqlstate,error,result}',
+            (SELECT jsonb_agg(to_jsonb(s) ORDER BY s.position) FROM saga.steps s WHERE s.saga_id = report_html.id)),
+        saga.html_table_('Log', '{seq,at,kind,step,operation,attempt,outcome,state,cause,reason,due,sqlstate,message,result,actor,note}',
+            (SELECT jsonb_agg(to_jsonb(l) ORDER BY l.seq) FROM saga.log l WHERE l.saga_id = report_html.id))));
+END
+$$;
+COMMENT ON FUNCTION saga.report_html(uuid) IS 'One saga as a page of HTML: its steps, when they ran, its log';
+
+GRANT EXECUTE ON FUNCTION saga.graph(text, text, integer), saga.spans_(uuid), saga.timeline(uuid, text), saga.colour_(text),
+    saga.html_(text), saga.html_table_(text, text[], jsonb), saga.html_page_(text, text),
+    saga.report_html(), saga.report_html(uuid)
+    TO saga_user, saga_operator, saga_monitor;
+-- ---------------------------------------------------------------------------
+-- Schedules.
+
+CREATE TABLE saga.schedule (
+    name       text PRIMARY KEY,
+    definition text NOT NULL,
+    cron       text,
+    every      interval CHECK ((cron IS NULL) <> (every IS NULL)),
+    input      jsonb NOT NULL,
+    timezone   text NOT NULL,
+    catch_up   text NOT NULL CHECK (catch_up IN ('all', 'last', 'none')),
+    overlap    text NOT NULL CHECK (overlap IN ('skip', 'queue', 'allow')),
+    time_field text,
+    owner      regrole NOT NULL,
+    anchor     timestamptz NOT NULL,
+    next_at    timestamptz NOT NULL,
+    queued     timestamptz[] NOT NULL DEFAULT '{}',
+    last_at    timestamptz,
+    last_saga  uuid,
+    runs       bigint NOT NULL DEFAULT 0,
+    missed     bigint NOT NULL DEFAULT 0,
+    error      text,
+    created_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    origin     integer NOT NULL
+);
+COMMENT ON TABLE saga.schedule IS 'What saga.schedule() made; only the library writes it';
+SELECT pg_catalog.pg_extension_config_dump('saga.schedule', '');
+
+CREATE FUNCTION saga.schedule(
+    name text,
+    definition text,
+    cron text DEFAULT NULL,
+    every interval DEFAULT NULL,
+    input jsonb DEFAULT '{}',
+    timezone text DEFAULT 'UTC',
+    catch_up text DEFAULT 'all',
+    overlap text DEFAULT 'skip',
+    time_field text DEFAULT NULL)
+RETURNS timestamptz LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_schedule';
+COMMENT ON FUNCTION saga.schedule(text, text, text, interval, jsonb, text, text, text, text)
+IS 'Start a saga by the clock, again and again; returns the time of the next run';
+
+CREATE FUNCTION saga.unschedule(name text)
+RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_unschedule';
+COMMENT ON FUNCTION saga.unschedule(text) IS 'Drop a schedule; sagas that it started go on';
+
+CREATE FUNCTION saga.cron_next(cron text, timezone text DEFAULT 'UTC', after timestamptz DEFAULT pg_catalog.now())
+RETURNS timestamptz LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'saga_cron_next_time';
+COMMENT ON FUNCTION saga.cron_next(text, text, timestamptz)
+IS 'The first time after another one that a cron expression means; NULL if there is none';
+
+CREATE VIEW saga.schedules WITH (security_barrier) AS
+SELECT s.name, s.definition, pg_catalog.pg_get_userbyid(s.owner) AS owner, s.cron, s.every, s.timezone, s.input,
+       s.time_field, s.catch_up, s.overlap, s.next_at AS next_run, s.last_at AS last_run, s.last_saga,
+       pg_catalog.cardinality(s.queued) AS queued, s.runs, s.missed, s.error, s.created_at
+FROM saga.schedule s
+WHERE s.owner = (SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolname = current_user)
+   OR saga.may(s.definition, 'see');
+COMMENT ON VIEW saga.schedules IS 'Schedules that you made, or of definitions that you may see';
+COMMENT ON COLUMN saga.schedule.name IS 'as given to saga.schedule()';
+COMMENT ON COLUMN saga.schedule.definition IS 'whose newest version is started';
+COMMENT ON COLUMN saga.schedule.cron IS 'when, or';
+COMMENT ON COLUMN saga.schedule.every IS 'how often';
+COMMENT ON COLUMN saga.schedule.input IS 'input of each run';
+COMMENT ON COLUMN saga.schedule.timezone IS 'whose clocks cron, days and months are about';
+COMMENT ON COLUMN saga.schedule.catch_up IS 'which runs that were missed are made up for: all, last or none';
+COMMENT ON COLUMN saga.schedule.overlap IS 'if the run before has not ended: skip, queue or allow';
+COMMENT ON COLUMN saga.schedule.time_field IS 'field of the input that gets the time of the run';
+COMMENT ON COLUMN saga.schedule.owner IS 'role that starts the sagas';
+COMMENT ON COLUMN saga.schedule.anchor IS 'from when on every is counted';
+COMMENT ON COLUMN saga.schedule.next_at IS 'time of the next run';
+COMMENT ON COLUMN saga.schedule.queued IS 'times of runs that wait for the one before to end';
+COMMENT ON COLUMN saga.schedule.last_at IS 'time that the last run was for';
+COMMENT ON COLUMN saga.schedule.last_saga IS 'the last run';
+COMMENT ON COLUMN saga.schedule.runs IS 'sagas started';
+COMMENT ON COLUMN saga.schedule.missed IS 'times for which none was started';
+COMMENT ON COLUMN saga.schedule.error IS 'why the last time gave none';
+COMMENT ON COLUMN saga.schedule.created_at IS 'when it was made';
+COMMENT ON COLUMN saga.schedule.origin IS 'saga.identity.origin of the database it was made in';
+COMMENT ON COLUMN saga.schedules.next_run IS 'time of the next run';
+COMMENT ON COLUMN saga.schedules.last_run IS 'time that the last run was for';
+COMMENT ON COLUMN saga.schedules.queued IS 'runs that wait for the one before to end';
+COMMENT ON COLUMN saga.schedules.name IS 'as given to saga.schedule()';
+COMMENT ON COLUMN saga.schedules.definition IS 'whose newest version is started';
+COMMENT ON COLUMN saga.schedules.owner IS 'role that starts the sagas';
+COMMENT ON COLUMN saga.schedules.cron IS 'when, or';
+COMMENT ON COLUMN saga.schedules.every IS 'how often';
+COMMENT ON COLUMN saga.schedules.timezone IS 'whose clocks cron, days and months are about';
+COMMENT ON COLUMN saga.schedules.input IS 'input of each run';
+COMMENT ON COLUMN saga.schedules.time_field IS 'field of the input that gets the time of the run';
+COMMENT ON COLUMN saga.schedules.catch_up IS 'which runs that were missed are made up for: all, last or none';
+COMMENT ON COLUMN saga.schedules.overlap IS 'if the run before has not ended: skip, queue or allow';
+COMMENT ON COLUMN saga.schedules.last_saga IS 'the last run';
+COMMENT ON COLUMN saga.schedules.runs IS 'sagas started';
+COMMENT ON COLUMN saga.schedules.missed IS 'times for which none was started';
+COMMENT ON COLUMN saga.schedules.error IS 'why the last time gave none';
+COMMENT ON COLUMN saga.schedules.created_at IS 'when it was made';
+GRANT SELECT ON saga.schedules TO saga_user, saga_operator, saga_monitor;
+GRANT EXECUTE ON FUNCTION saga.schedule(text, text, text, interval, jsonb, text, text, text, text), saga.unschedule(text),
+    saga.cron_next(text, text, timestamptz) TO saga_user;
+
+
+-- ---------------------------------------------------------------------------
+-- Isolation: what sagas lack between each other, and local actions can ask
+-- for.  The functions work in local actions only; what they leave goes when
+-- the saga ends, in the transaction that ends it.
+
+CREATE TABLE saga.semantic_lock (
+    source regclass NOT NULL,
+    key    text NOT NULL,
+    saga   uuid NOT NULL,
+    since  timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    PRIMARY KEY (source, key)
+);
+CREATE INDEX semantic_lock_saga ON saga.semantic_lock (saga);
+COMMENT ON TABLE saga.semantic_lock IS 'Semantic locks and the sagas that have them';
+COMMENT ON COLUMN saga.semantic_lock.source IS 'Table whose row it stands for';
+COMMENT ON COLUMN saga.semantic_lock.key IS 'Which row, in the words of the definition';
+COMMENT ON COLUMN saga.semantic_lock.saga IS 'Who has it';
+COMMENT ON COLUMN saga.semantic_lock.since IS 'Since when';
+
+CREATE TABLE saga.semantic_lock_waiter (
+    place  bigint GENERATED ALWAYS AS IDENTITY,
+    source regclass NOT NULL,
+    key    text NOT NULL,
+    saga   uuid NOT NULL,
+    step   integer NOT NULL,
+    since  timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    PRIMARY KEY (source, key, saga, step)
+);
+CREATE INDEX semantic_lock_waiter_saga ON saga.semantic_lock_waiter (saga);
+COMMENT ON TABLE saga.semantic_lock_waiter IS 'Steps that wait for a semantic lock';
+COMMENT ON COLUMN saga.semantic_lock_waiter.place IS 'Place in the queue';
+COMMENT ON COLUMN saga.semantic_lock_waiter.source IS 'Table of the lock';
+COMMENT ON COLUMN saga.semantic_lock_waiter.key IS 'Key of the lock';
+COMMENT ON COLUMN saga.semantic_lock_waiter.saga IS 'Who waits';
+COMMENT ON COLUMN saga.semantic_lock_waiter.step IS 'With which of its steps: its number in the saga';
+COMMENT ON COLUMN saga.semantic_lock_waiter.since IS 'Since when';
+
+CREATE TABLE saga.escrow_counter (
+    counter text NOT NULL,
+    key     text NOT NULL DEFAULT '',
+    value   numeric NOT NULL,
+    minimum numeric,
+    maximum numeric,
+    owner   regrole NOT NULL,
+    PRIMARY KEY (counter, key)
+) WITH (fillfactor = 50);
+COMMENT ON TABLE saga.escrow_counter IS 'Counters whose amounts sagas reserve';
+COMMENT ON COLUMN saga.escrow_counter.counter IS 'Name of the counter';
+COMMENT ON COLUMN saga.escrow_counter.key IS 'Which of them; '''' where there is one only';
+COMMENT ON COLUMN saga.escrow_counter.value IS 'Without reservations, final or not';
+COMMENT ON COLUMN saga.escrow_counter.minimum IS 'Lowest value; NULL: none';
+COMMENT ON COLUMN saga.escrow_counter.maximum IS 'Highest value; NULL: none';
+COMMENT ON COLUMN saga.escrow_counter.owner IS 'Who may reserve from it and change it';
+
+CREATE TABLE saga.escrow_reservation (
+    saga    uuid NOT NULL,
+    step    integer NOT NULL,
+    counter text NOT NULL,
+    key     text NOT NULL,
+    amount  numeric NOT NULL,
+    final   boolean NOT NULL DEFAULT false,
+    at      timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    PRIMARY KEY (saga, step, counter, key)
+);
+CREATE INDEX escrow_reservation_counter ON saga.escrow_reservation (counter, key);
+COMMENT ON TABLE saga.escrow_reservation IS 'Amounts that steps have reserved';
+COMMENT ON COLUMN saga.escrow_reservation.saga IS 'The saga';
+COMMENT ON COLUMN saga.escrow_reservation.step IS 'Its step: its number in the saga';
+COMMENT ON COLUMN saga.escrow_reservation.counter IS 'Name of the counter';
+COMMENT ON COLUMN saga.escrow_reservation.key IS 'Which of them';
+COMMENT ON COLUMN saga.escrow_reservation.amount IS 'To be added to the value when the saga completes; mostly negative';
+COMMENT ON COLUMN saga.escrow_reservation.final IS 'The saga has completed: the next to lock the counter adds it';
+COMMENT ON COLUMN saga.escrow_reservation.at IS 'When it was reserved';
+
+CREATE TABLE saga.reread_value (
+    saga   uuid NOT NULL,
+    source regclass NOT NULL,
+    key    jsonb NOT NULL,
+    digest text NOT NULL,
+    PRIMARY KEY (saga, source, key)
+);
+COMMENT ON TABLE saga.reread_value IS 'Rows that sagas have read and will read again';
+COMMENT ON COLUMN saga.reread_value.saga IS 'The saga';
+COMMENT ON COLUMN saga.reread_value.source IS 'Table of the row';
+COMMENT ON COLUMN saga.reread_value.key IS 'Columns and values that find it';
+COMMENT ON COLUMN saga.reread_value.digest IS 'MD5 of its contents; empty: there was no such row';
+
+SELECT pg_catalog.pg_extension_config_dump('saga.semantic_lock', '');
+SELECT pg_catalog.pg_extension_config_dump('saga.semantic_lock_waiter', '');
+SELECT pg_catalog.pg_extension_config_dump('saga.semantic_lock_waiter_place_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('saga.escrow_counter', '');
+SELECT pg_catalog.pg_extension_config_dump('saga.escrow_reservation', '');
+SELECT pg_catalog.pg_extension_config_dump('saga.reread_value', '');
+
+CREATE FUNCTION saga.semantic_lock(source regclass, key text, policy text DEFAULT 'wait', timeout interval DEFAULT NULL)
+RETURNS void LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_semantic_lock';
+COMMENT ON FUNCTION saga.semantic_lock(regclass, text, text, interval)
+IS 'In a local action: have this lock until the saga ends, or wait for it';
+
+CREATE FUNCTION saga.semantic_unlock(source regclass, key text)
+RETURNS boolean LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_semantic_unlock';
+COMMENT ON FUNCTION saga.semantic_unlock(regclass, text)
+IS 'In a local action: give a semantic lock up before the saga ends; false if the saga does not have it';
+
+CREATE FUNCTION saga.create_escrow(counter text, key text DEFAULT '', value numeric DEFAULT 0,
+    minimum numeric DEFAULT 0, maximum numeric DEFAULT NULL)
+RETURNS void LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_create_escrow';
+COMMENT ON FUNCTION saga.create_escrow(text, text, numeric, numeric, numeric)
+IS 'Make a counter that sagas can reserve amounts of';
+
+CREATE FUNCTION saga.set_escrow(counter text, key text DEFAULT '', value numeric DEFAULT NULL, add numeric DEFAULT NULL,
+    minimum numeric DEFAULT NULL, maximum numeric DEFAULT NULL)
+RETURNS numeric LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_set_escrow';
+COMMENT ON FUNCTION saga.set_escrow(text, text, numeric, numeric, numeric, numeric)
+IS 'Set an escrow counter, or add to it, or move its bounds; returns its value';
+
+CREATE FUNCTION saga.drop_escrow(counter text, key text DEFAULT '')
+RETURNS void LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_drop_escrow';
+COMMENT ON FUNCTION saga.drop_escrow(text, text) IS 'Drop an escrow counter that has no reservations';
+
+CREATE FUNCTION saga.escrow(counter text, key text, amount numeric)
+RETURNS numeric LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_escrow';
+COMMENT ON FUNCTION saga.escrow(text, text, numeric)
+IS 'In a local action: reserve an amount of a counter, declined if a bound could be passed; returns the lowest value it can come to';
+
+CREATE FUNCTION saga.reread(source regclass, key jsonb, renew boolean DEFAULT false, lock boolean DEFAULT true)
+RETURNS boolean LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_reread';
+COMMENT ON FUNCTION saga.reread(regclass, jsonb, boolean, boolean)
+IS 'In a local action: remember a row, and when called again in the saga decline if it has changed';
+
+CREATE VIEW saga.semantic_locks WITH (security_barrier) AS
+SELECT l.source, l.key, l.saga, i.name, l.since,
+       (SELECT pg_catalog.array_agg(w.saga ORDER BY w.place)
+        FROM saga.semantic_lock_waiter w WHERE w.source = l.source AND w.key = l.key) AS waiters
+FROM saga.semantic_lock l JOIN saga.instances i ON i.id = l.saga;
+COMMENT ON VIEW saga.semantic_locks IS 'Semantic locks of sagas that you may see';
+COMMENT ON COLUMN saga.semantic_locks.source IS 'Table whose row it stands for';
+COMMENT ON COLUMN saga.semantic_locks.key IS 'Which row, in the words of the definition';
+COMMENT ON COLUMN saga.semantic_locks.saga IS 'Who has it';
+COMMENT ON COLUMN saga.semantic_locks.name IS 'Definition of that saga';
+COMMENT ON COLUMN saga.semantic_locks.since IS 'Since when';
+COMMENT ON COLUMN saga.semantic_locks.waiters IS 'Sagas that wait for it, the next one first';
+
+CREATE VIEW saga.escrow_counters WITH (security_barrier) AS
+SELECT c.counter, c.key, c.value + r.final AS value, r.down AS reserved_down, r.up AS reserved_up,
+       c.minimum, c.maximum, c.owner
+FROM saga.escrow_counter c
+CROSS JOIN LATERAL (
+    SELECT coalesce(pg_catalog.sum(e.amount) FILTER (WHERE e.final), 0) AS final,
+           coalesce(pg_catalog.sum(e.amount) FILTER (WHERE NOT e.final AND e.amount < 0), 0) AS down,
+           coalesce(pg_catalog.sum(e.amount) FILTER (WHERE NOT e.final AND e.amount > 0), 0) AS up
+    FROM saga.escrow_reservation e WHERE e.counter = c.counter AND e.key = c.key) r
+WHERE pg_catalog.pg_has_role(c.owner, 'USAGE') OR pg_catalog.pg_has_role('saga_operator', 'USAGE')
+   OR pg_catalog.pg_has_role('saga_monitor', 'USAGE');
+COMMENT ON VIEW saga.escrow_counters IS 'Escrow counters of roles that you are a member of';
+COMMENT ON COLUMN saga.escrow_counters.counter IS 'Name of the counter';
+COMMENT ON COLUMN saga.escrow_counters.key IS 'Which of them; '''' where there is one only';
+COMMENT ON COLUMN saga.escrow_counters.value IS 'With all that completed sagas have done to it';
+COMMENT ON COLUMN saga.escrow_counters.reserved_down IS 'What sagas that run would take, as a negative number';
+COMMENT ON COLUMN saga.escrow_counters.reserved_up IS 'What sagas that run would add';
+COMMENT ON COLUMN saga.escrow_counters.minimum IS 'Lowest value; NULL: none';
+COMMENT ON COLUMN saga.escrow_counters.maximum IS 'Highest value; NULL: none';
+COMMENT ON COLUMN saga.escrow_counters.owner IS 'Who may reserve from it and change it';
+
+CREATE VIEW saga.escrow_reservations WITH (security_barrier) AS
+SELECT e.counter, e.key, e.saga, i.name, e.amount, e.at
+FROM saga.escrow_reservation e JOIN saga.instances i ON i.id = e.saga
+WHERE NOT e.final;
+COMMENT ON VIEW saga.escrow_reservations IS 'What sagas that you may see have reserved of counters';
+COMMENT ON COLUMN saga.escrow_reservations.counter IS 'Name of the counter';
+COMMENT ON COLUMN saga.escrow_reservations.key IS 'Which of them';
+COMMENT ON COLUMN saga.escrow_reservations.saga IS 'The saga';
+COMMENT ON COLUMN saga.escrow_reservations.name IS 'Definition of that saga';
+COMMENT ON COLUMN saga.escrow_reservations.amount IS 'To be added to the value when the saga completes';
+COMMENT ON COLUMN saga.escrow_reservations.at IS 'When it was reserved';
+
+GRANT SELECT ON saga.semantic_locks, saga.escrow_counters, saga.escrow_reservations TO saga_user, saga_operator, saga_monitor;
+GRANT EXECUTE ON FUNCTION saga.semantic_lock(regclass, text, text, interval), saga.semantic_unlock(regclass, text),
+    saga.create_escrow(text, text, numeric, numeric, numeric), saga.set_escrow(text, text, numeric, numeric, numeric, numeric),
+    saga.drop_escrow(text, text), saga.escrow(text, text, numeric), saga.reread(regclass, jsonb, boolean, boolean)
+    TO saga_user;
+
 -- ---------------------------------------------------------------------------
 -- Upkeep of the log.
 
@@ -1222,6 +2214,15 @@ BEGIN
     DELETE FROM saga.instance_key k USING saga.instance i, saga.definition d
     WHERE i.id = k.saga_id AND d.id = i.definition_id
       AND i.ended_at < now() - (d.body->>'key_retention')::interval;
+
+    -- what nobody came for
+    DELETE FROM saga.kept_signal WHERE at < now() - keep;
+    DELETE FROM saga.queued_step q
+    WHERE NOT EXISTS (SELECT FROM saga.instance i WHERE i.id = q.saga_id AND i.ended_at IS NULL)
+      AND q.enqueued_at < now() - interval '1 hour';
+    DELETE FROM saga.step_progress p
+    WHERE NOT EXISTS (SELECT FROM saga.instance i WHERE i.id = p.saga_id AND i.ended_at IS NULL)
+      AND p.at < now() - interval '1 hour';
 
     FOR part IN
         SELECT c.oid::regclass AS name, to_date(substr(c.relname, 5), 'YYYYMMDD') AS day
@@ -1303,7 +2304,8 @@ CREATE TABLE saga.projection (
     created_at   timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
     replaces     bigint UNIQUE,
     stages       jsonb NOT NULL DEFAULT '[]',
-    deterministic boolean NOT NULL DEFAULT true
+    deterministic boolean NOT NULL DEFAULT true,
+    built_on     bigint[]
 ) WITH (fillfactor = 50);
 CREATE UNIQUE INDEX projection_view ON saga.projection (view) WHERE replaces IS NULL;
 COMMENT ON TABLE saga.projection IS 'Projections; only the library writes them';
@@ -1334,6 +2336,7 @@ COMMENT ON COLUMN saga.projection.created_at IS 'When it was created';
 COMMENT ON COLUMN saga.projection.replaces IS 'Id of the projection of the same view whose place it takes when it is filled';
 COMMENT ON COLUMN saga.projection.stages IS 'The parts of the query, and the class of each';
 COMMENT ON COLUMN saga.projection.deterministic IS 'False: the query leaves the choice among equals open';
+COMMENT ON COLUMN saga.projection.built_on IS 'Digests of the views and sources that the contents come from; others mean a rebuild';
 
 SELECT pg_catalog.pg_extension_config_dump('saga.projection', '');
 SELECT pg_catalog.pg_extension_config_dump('saga.projection_id_seq', '');
@@ -1577,18 +2580,23 @@ COMMENT ON TRIGGER wake_projector ON saga.handler IS 'Handlers that come from a 
 
 REVOKE ALL ON ALL TABLES IN SCHEMA saga FROM PUBLIC;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA saga FROM PUBLIC;
-GRANT SELECT ON saga.instances, saga.steps, saga.log, saga.stuck, saga.definitions, saga.participants,
+GRANT SELECT ON saga.instances, saga.steps, saga.log, saga.stuck, saga.in_doubt, saga.definitions, saga.participants,
     saga.stat_sagas, saga.stat_participants, saga.stat_workers,
     saga.projections, saga.stat_projections, saga.progress, saga.handlers TO saga_user, saga_operator, saga_monitor;
-GRANT EXECUTE ON FUNCTION saga.may(text, text), saga.workers_(), saga.participant_stats_(), saga.definition_steps_(jsonb)
+GRANT EXECUTE ON FUNCTION saga.may(text, text), saga.workers_(), saga.participant_stats_(), saga.definition_steps_(jsonb),
+    saga.protocol_steps_(jsonb, text), saga.two_phase_branches_(jsonb), saga.prepared_gid_(uuid, text, integer)
     TO saga_user, saga_operator, saga_monitor;
-GRANT EXECUTE ON FUNCTION saga.start(text, jsonb, text, timestamptz, text, integer, integer, interval, text, jsonb),
-    saga.start_many(text, jsonb, text), saga.wait(uuid, interval), saga.status(uuid)
+GRANT EXECUTE ON FUNCTION saga.start(text, jsonb, text, timestamptz, text, integer, integer, interval, text, jsonb, text),
+    saga.start_many(text, jsonb, text), saga.wait(uuid, interval), saga.wait_any(uuid[], interval), saga.status(uuid)
     TO saga_user, saga_operator;
 GRANT EXECUTE ON FUNCTION saga.verb_(uuid, text, text, jsonb, boolean, text, boolean),
     saga.cancel(uuid, text, boolean), saga.terminate(uuid, text, boolean, boolean), saga.pause(uuid, text, boolean),
     saga.resume(uuid, text, boolean), saga.retry_step(uuid, text, text, boolean),
     saga.skip_step(uuid, text, jsonb, text, boolean, boolean) TO saga_user, saga_operator;
+GRANT EXECUTE ON FUNCTION saga.signal(uuid, text, jsonb, text), saga.signal_key(text, text, text, jsonb, text, text),
+    saga.complete_step(text, jsonb), saga.fail_step(text, text, text), saga.heartbeat(text, jsonb), saga.accepted(),
+    saga.take(text, integer, interval) TO saga_user, saga_operator;
+GRANT EXECUTE ON FUNCTION saga.plain_step_(text) TO saga_user, saga_operator, saga_monitor;
 GRANT EXECUTE ON FUNCTION saga.check_log(uuid) TO saga_operator, saga_monitor;
 GRANT EXECUTE ON FUNCTION saga.create_projection(text, text, text, text[], text[], text, text, interval),
     saga.explain_projection(text), saga.replace_projection(text, text, text[], text[], text, text), saga.rename_projection(text, text),
@@ -1654,7 +2662,12 @@ BEGIN
         ('instance', 'start_at', 'not taken up before this time'),
         ('instance', 'deadline', 'absolute deadline'),
         ('instance', 'ended_at', 'when it ended'),
+        ('instance', 'protocol', 'saga, or two_phase: by two-phase commit'),
         ('instance', 'origin', 'saga.identity.origin of the database it was started in'),
+        ('instance', 'parent_id', 'the saga of which it is a sub-saga'),
+        ('instance', 'parent_step', 'step of the parent that called it'),
+        ('instance', 'depth', 'number of parents above it'),
+        ('instance', 'copy_of', 'saga that it was restarted or forked from'),
         ('local_outcome', 'saga_id', 'the saga'),
         ('local_outcome', 'node', 'position of the step in the definition; -1: the ending action'),
         ('local_outcome', 'operation', 'a action, c compensation, h ending action'),
@@ -1679,6 +2692,21 @@ BEGIN
         ('log_record', 'result', 'result of the step'),
         ('log_record', 'actor', 'who used the verb'),
         ('log_record', 'note', 'reason given with the verb'),
+        ('orphan', 'gid', 'name of the prepared transaction'),
+        ('orphan', 'server', 'where it stands'),
+        ('orphan', 'decision', 'commit or rollback'),
+        ('orphan', 'prepared_at', 'since when, by the clock of the participant'),
+        ('orphan', 'found_at', 'when it was found'),
+        ('orphan', 'error', 'why it could not be ended yet'),
+        ('in_doubt', 'gid', 'name of the prepared transaction, as in pg_prepared_xacts there'),
+        ('in_doubt', 'server', 'where it stands'),
+        ('in_doubt', 'saga_id', 'the saga; null: no live one'),
+        ('in_doubt', 'name', 'its definition'),
+        ('in_doubt', 'state', 'state of the saga'),
+        ('in_doubt', 'prepared_at', 'since when'),
+        ('in_doubt', 'decision', 'commit, rollback, or null: none yet'),
+        ('in_doubt', 'waits_for', 'what must happen before it is ended'),
+        ('in_doubt', 'error', 'of the last attempt'),
         ('stuck_saga', 'saga_id', 'the saga'),
         ('stuck_saga', 'step', 'the step'),
         ('stuck_saga', 'operation', 'action, undo or hook'),
@@ -1753,7 +2781,10 @@ BEGIN
         ('stat_sagas', 'completed', 'ended: completed'),
         ('stat_sagas', 'compensated', 'ended: compensated'),
         ('stat_sagas', 'terminated', 'ended: terminated'),
+        ('stat_sagas', 'starts_per_s', 'starts a second over the last minute'),
+        ('stat_sagas', 'ends_per_s', 'ends a second over the last minute'),
         ('stat_sagas', 'p50_ms', 'median time from start to end, milliseconds'),
+        ('stat_sagas', 'p95_ms', '95th percentile of it'),
         ('stat_sagas', 'p99_ms', '99th percentile of it'),
         ('stat_sagas', 'last_started_at', 'last start'),
         ('stat_sagas', 'last_ended_at', 'last end'),

@@ -9,12 +9,20 @@
  */
 #include "postgres.h"
 
+#include <math.h>
+
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
+#include "utils/numeric.h"
 
+#include "callbacks.h"
 #include "compat.h"
 #include "coordinator.h"
+#include "errors.h"
 #include "guc.h"
+#include "two_phase.h"
 
 /* A call that waits until its turn is durable. */
 typedef struct Send
@@ -78,14 +86,35 @@ saga_calls_init(void)
 	servers = hash_create("saga servers", 64, &ctl, HASH_ELEM | HASH_BLOBS);
 }
 
+/* The call, that whose key a claim is about, or the expression. */
+static SagaCall *
+call_of(const SagaRun *run, const SagaCommand *c, SagaHook hook)
+{
+	return saga_exec_call(run->def, saga_node_of(run, c->node),
+						  c->op == SAGA_OP_CLAIM ? c->target : c->op, hook,
+						  c->op == SAGA_OP_EVAL ? c->eval : SAGA_EVAL_NONE);
+}
+
+/* Is nobody called, but the step offered to saga.take()? */
+static bool
+is_offer(const SagaRun *run, const SagaCommand *c)
+{
+	SagaCall   *call;
+
+	if (c->node < 0 || c->op == SAGA_OP_EVAL)
+		return false;
+	call = call_of(run, c, SAGA_HOOK_NONE);
+	return call && call->kind == SAGA_CALL_QUEUE;
+}
+
 bool
 saga_command_is_local(const SagaRun *run, const SagaCommand *c)
 {
 	const SagaNode *node;
 
-	if (c->node < 0)
+	if (c->node < 0 || c->op == SAGA_OP_EVAL)
 		return true;
-	node = &run->def->graph->nodes[c->node];
+	node = &run->def->graph->nodes[saga_node_of(run, c->node)];
 	if (c->op == SAGA_OP_UNDO)
 		return node->compensation_local;
 	if (c->op == SAGA_OP_CLAIM)
@@ -93,16 +122,30 @@ saga_command_is_local(const SagaRun *run, const SagaCommand *c)
 	return node->action_local;
 }
 
+/*
+ * An expression has no effect, and an offer to saga.take() is a row of the
+ * same turn: neither needs what decided it to be written.  A local action may
+ * overtake what a replay decides again in the same way.  The end must not
+ * overtake the record of the last step.
+ */
+bool
+saga_starts_at_once(const SagaRun *run, const SagaCommand *c)
+{
+	if (c->op == SAGA_OP_EVAL || is_offer(run, c))
+		return true;
+	return saga_command_is_local(run, c) && !run->ordered && c->node != SAGA_NODE_END;
+}
+
 /* ----------------------------------------------------------- the calls */
 
 void
-saga_run_values(SagaRun *run, int node, SagaOp op, int attempt, SagaValues *v)
+saga_run_values(SagaRun *run, int step, SagaOp op, int attempt, SagaValues *v)
 {
 	memset(v, 0, sizeof(*v));
 	v->saga_id = run->row.id;
 	v->saga_name = run->def->name;
 	v->saga_key = run->row.key;
-	v->step_name = saga_step_name(run, node);
+	v->step_name = saga_step_name(run, step);
 	v->attempt = attempt;
 	v->op = op;
 	v->correlation = run->row.correlation;
@@ -112,8 +155,9 @@ saga_run_values(SagaRun *run, int node, SagaOp op, int attempt, SagaValues *v)
 	v->cause = run->state->cause == SAGA_CAUSE_NONE ? NULL :
 		saga_cause_name(run->state->cause);
 	v->input = run->row.input;
-	v->node = node;
+	v->node = step;
 	v->results = run->results;
+	v->items = run->items;
 	v->state = run->state;
 }
 
@@ -154,13 +198,6 @@ hook_of(const SagaRun *run, int node)
 	return SAGA_HOOK_NONE;
 }
 
-/* The action whose key a claim is about, or the call itself. */
-static SagaCall *
-call_of(SagaRun *run, const SagaCommand *c, SagaHook hook)
-{
-	return saga_exec_call(run->def, c->node,
-						  c->op == SAGA_OP_CLAIM ? c->target : c->op, hook);
-}
 
 static void
 start_remote(SagaRun *run, SagaCallOut *out, const SagaCommand *c, char **values)
@@ -180,20 +217,41 @@ start_remote(SagaRun *run, SagaCallOut *out, const SagaCommand *c, char **values
 		saga_run_answer(out, SAGA_ANSWER_BROKEN, false, payload);
 		return;
 	}
+	if ((server->kind == SAGA_SERVER_HTTP) != (call->tmpl->kind == SAGA_TEMPLATE_HTTP))
+	{
+		SagaPayload *payload = MemoryContextAllocZero(saga_turn_context, sizeof(SagaPayload));
+
+		strlcpy(payload->sqlstate, "42809", sizeof(payload->sqlstate));
+		payload->message = MemoryContextStrdup(saga_turn_context,
+											   "the server is of another kind than when the saga was defined");
+		saga_run_answer(out, SAGA_ANSWER_BROKEN, false, payload);
+		return;
+	}
 	memset(&request, 0, sizeof(request));
 	request.tag = out->tag;
 	request.mode = c->op == SAGA_OP_CLAIM ? SAGA_REQUEST_CLAIM :
-		c->op == SAGA_OP_UNDO && c->conditional ? SAGA_REQUEST_UNDO : SAGA_REQUEST_RUN;
+		c->op == SAGA_OP_UNDO && out->conditional ? SAGA_REQUEST_UNDO : SAGA_REQUEST_RUN;
+	if (call->role != SAGA_BRANCH_NONE)
+		saga_branch_request(&run->row.id, call, c->op, &request);
 	request.server = server;
 	request.saga_id = run->row.id;
 	request.saga_name = run->def->name;
-	request.step = saga_step_name(run, c->node);
+	if (request.step == NULL)
+		request.step = saga_step_name(run, c->node);
 	request.op = c->op == SAGA_OP_CLAIM ? c->target : c->op;
 	request.tmpl = call->tmpl;
 	request.values = values;
 	request.shape = call->shape;
 	request.expect_rows = call->expect_rows;
 	request.timeout_ms = call->timeout_ms;
+	request.attempt = c->attempt;
+	request.callback = call->callback;
+	if (call->callback)
+		request.callback_token = saga_callback_token(&run->row.id, request.step, request.op);
+	request.at_most_once = run->def->graph->nodes[saga_node_of(run, c->node)].at_most_once;
+	request.correlation = run->row.correlation;
+	request.idempotency_key = saga_idempotency_key(&request.saga_id, request.step,
+												   request.op);
 	request.not_after = saga_now() + (int64) saga_barrier_retention * USECS_PER_SEC;
 	saga_connector_submit(&request);
 }
@@ -216,7 +274,8 @@ saga_purge_barriers(void)
 	{
 		SagaRequest request;
 
-		if (entry->server == NULL || entry->generation != saga_server_generation())
+		if (entry->server == NULL || entry->generation != saga_server_generation() ||
+			entry->server->kind != SAGA_SERVER_POSTGRES)
 			continue;
 		memset(&request, 0, sizeof(request));
 		request.mode = SAGA_REQUEST_PURGE;	/* tag 0: nobody waits for it */
@@ -229,14 +288,18 @@ saga_purge_barriers(void)
 	}
 }
 
-/* Does the compensation run where it cannot see the action's barrier? */
+/*
+ * Does the compensation run where it cannot see the action's barrier?  (Where
+ * there is none, an action that may have happened is undone as if it had.)
+ */
 static bool
-undone_elsewhere(const SagaRun *run, int node)
+undone_elsewhere(const SagaRun *run, int step)
 {
-	const SagaCall *action = run->def->action[node];
-	const SagaCall *compensation = run->def->compensation[node];
+	const SagaCall *action = run->def->action[saga_node_of(run, step)];
+	const SagaCall *compensation = run->def->compensation[saga_node_of(run, step)];
 
 	return action && action->server && compensation &&
+		action->tmpl->kind == SAGA_TEMPLATE_SQL &&
 		(compensation->server == NULL ||
 		 strcmp(action->server, compensation->server) != 0);
 }
@@ -250,7 +313,7 @@ static void
 ask_first(SagaRun *run, const SagaCommand *c)
 {
 	SagaCommand claim = *c;
-	SagaCall   *action = run->def->action[c->node];
+	SagaCall   *action = run->def->action[saga_node_of(run, c->node)];
 	SagaCallOut *out;
 	char	  **none = palloc0(sizeof(char *) * Max(action->tmpl->nparams, 1));
 
@@ -291,6 +354,80 @@ saga_asked_first(SagaCallOut *call, SagaAnswerKind answer, bool free,
 	saga_start_call(run, &command);
 }
 
+/* An offer to saga.take() ends. */
+static void
+withdraw(SagaRun *run, int step, SagaOp op)
+{
+	SagaQueued *q = SAGA_APPEND(saga_turn.queued, saga_turn.nqueued, saga_turn.maxqueued);
+
+	memset(q, 0, sizeof(*q));
+	q->saga_id = run->row.id;
+	q->step = saga_step_name(run, step);
+	q->op = op;
+	q->removed = true;
+}
+
+/* Could the participant of this undo know whether the action happened? */
+static bool
+may_be_conditional(const SagaRun *run, const SagaCommand *c)
+{
+	const SagaCall *action = run->def->action[saga_node_of(run, c->node)];
+
+	return action && action->server != NULL;
+}
+
+/*
+ * The call's values and those of what is evaluated after it.  Returns how
+ * many.
+ */
+static int
+bind_values(SagaCallOut *out, char ***bound)
+{
+	SagaRun    *run = out->run;
+	SagaCall   *after = saga_exec_after(run->def, out->call, out->op, out->hook, out->eval);
+	int			n = out->call ? out->call->tmpl->nparams : 0;
+	int			more = after ? after->tmpl->nparams : 0;
+	SagaValues	values;
+
+	saga_run_values(run, out->node, out->op, out->attempt, &values);
+	values.result = out->held;
+	if (out->call && out->call->callback)
+		values.callback_token = saga_callback_token(&run->row.id, values.step_name, out->op);
+	*bound = palloc0(sizeof(char *) * Max(n + more, 1));
+	if (out->call)
+		saga_call_bind(out->call, &values, *bound);
+	if (after)
+		saga_template_bind(after->tmpl, &values, *bound + n);
+	return n + more;
+}
+
+static void
+start_local(SagaCallOut *out)
+{
+	char	  **bound;
+	int			n = bind_values(out, &bound);
+
+	out->local = true;
+	saga_dispatch_local(out, bound, n);
+}
+
+void
+saga_call_again(SagaCallOut *call, bool solo)
+{
+	SagaRun    *run = call->run;
+	SagaCallOut old = *call;
+	SagaCallOut *again;
+
+	saga_call_done(call);
+	if (run == NULL)
+		return;
+	again = saga_call_out(run, old.call, old.node, old.op, old.hook, old.attempt);
+	again->eval = old.eval;
+	again->held = old.held;
+	again->solo = solo;
+	start_local(again);
+}
+
 /* In a transaction: names are resolved, servers looked up. */
 void
 saga_start_call(SagaRun *run, const SagaCommand *c)
@@ -298,10 +435,9 @@ saga_start_call(SagaRun *run, const SagaCommand *c)
 	SagaHook	hook = hook_of(run, c->node);
 	SagaCall   *call = call_of(run, c, hook);
 	SagaCallOut *out;
-	SagaValues	values;
 	char	  **bound;
 
-	if (call == NULL)
+	if (call == NULL && !(hook == SAGA_HOOK_COMPLETED && run->def->output))
 		ereport(ERROR,
 				(errcode(ERRCODE_DATA_CORRUPTED),
 				 errmsg("step \"%s\" of saga \"%s\" has nothing to call",
@@ -312,16 +448,181 @@ saga_start_call(SagaRun *run, const SagaCommand *c)
 		return;
 	}
 	out = saga_call_out(run, call, c->node, c->op, hook, c->attempt);
-	out->conditional = c->conditional;
-	out->local = saga_command_is_local(run, c);
-	saga_run_values(run, c->node, c->op, c->attempt, &values);
-	bound = palloc0(sizeof(char *) * Max(call->tmpl->nparams, 1));
-	if (c->op != SAGA_OP_CLAIM)
-		saga_template_bind(call->tmpl, &values, bound);
-	if (out->local)
-		saga_dispatch_local(out, bound);
+	out->conditional = c->conditional && may_be_conditional(run, c);
+	if (c->op == SAGA_OP_EVAL)
+		out->eval = c->eval;
+	else if (call && call->kind == SAGA_CALL_QUEUE)
+	{
+		if (c->op == SAGA_OP_CLAIM)
+		{
+			withdraw(run, c->node, c->target);
+			saga_run_answer(out, SAGA_ANSWER_REFUSED, false, NULL);
+			return;
+		}
+		out->eval = SAGA_EVAL_INPUT;
+	}
+	if (out->eval != SAGA_EVAL_NONE || saga_command_is_local(run, c))
+	{
+		start_local(out);
+		return;
+	}
+	if (c->op == SAGA_OP_CLAIM)
+		bound = palloc0(sizeof(char *) * Max(call->tmpl->nparams, 1));
 	else
-		start_remote(run, out, c, bound);
+		(void) bind_values(out, &bound);
+	start_remote(run, out, c, bound);
+}
+
+/* ---------------------------------------------------------- expressions */
+
+static bool
+number_of(const Jsonb *value, double *number)
+{
+	JsonbValue	v;
+
+	if (value == NULL || !JB_ROOT_IS_SCALAR(value) ||
+		!JsonbExtractScalar((JsonbContainer *) &value->root, &v) || v.type != jbvNumeric)
+		return false;
+	*number = DatumGetFloat8(DirectFunctionCall1(numeric_float8_no_overflow,
+												 NumericGetDatum(v.val.numeric)));
+	return true;
+}
+
+static bool
+is_true(const Jsonb *value)
+{
+	JsonbValue	v;
+
+	return value && JB_ROOT_IS_SCALAR(value) &&
+		JsonbExtractScalar((JsonbContainer *) &value->root, &v) &&
+		v.type == jbvBool && v.val.boolean;
+}
+
+static Jsonb *
+empty_array(void)
+{
+	JsonbParseState *state = NULL;
+
+	pushJsonbValue(&state, WJB_BEGIN_ARRAY, NULL);
+	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_ARRAY, NULL));
+}
+
+/* The answer is no value of the kind that is needed. */
+static void
+refuse_value(SagaCallOut *call, SagaPayload *payload, int sqlstate, const char *why)
+{
+	strlcpy(payload->sqlstate, unpack_sql_state(sqlstate), sizeof(payload->sqlstate));
+	payload->message = why;
+	payload->result = NULL;
+	saga_run_answer(call, SAGA_ANSWER_BROKEN, false, payload);
+}
+
+/* Seconds since 1970, and what is later than all times, as a SagaTime. */
+static SagaTime
+time_of_seconds(double seconds)
+{
+	seconds -= (double) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * SECS_PER_DAY;
+	return seconds > 8e12 ? SAGA_NEVER : seconds < -2e11 ? 0 : (SagaTime) rint(seconds * SAGA_SECOND);
+}
+
+static void
+evaluated_for_machine(SagaCallOut *call, SagaPayload *payload)
+{
+	Jsonb	   *value = payload->result;
+	double		number;
+
+	payload->result = NULL;
+	switch ((SagaEval) call->eval)
+	{
+		case SAGA_EVAL_CONDITION:
+		case SAGA_EVAL_WHILE:
+			call->value = is_true(value);
+			break;
+		case SAGA_EVAL_CASES:
+			call->value = number_of(value, &number) ? (int64) number : -1;
+			break;
+		case SAGA_EVAL_ITEMS:
+			if (value && !(JB_ROOT_IS_ARRAY(value) && !JB_ROOT_IS_SCALAR(value)))
+			{
+				refuse_value(call, payload, ERRCODE_INVALID_PARAMETER_VALUE,
+							 "for_each did not give a JSON array");
+				return;
+			}
+			payload->result = value ? value : empty_array();
+			call->value = JB_ROOT_COUNT(payload->result);
+			break;
+		case SAGA_EVAL_TIME:
+			if (!number_of(value, &number))
+			{
+				refuse_value(call, payload, ERRCODE_NULL_VALUE_NOT_ALLOWED,
+							 "the time to sleep, or to sleep until, is null");
+				return;
+			}
+			call->value = time_of_seconds(number);
+			break;
+	}
+	saga_run_answer(call, SAGA_ANSWER_DONE, false, payload);
+}
+
+static void
+offer(SagaRun *run, const SagaCallOut *call, Jsonb *input)
+{
+	SagaQueued *q = SAGA_APPEND(saga_turn.queued, saga_turn.nqueued, saga_turn.maxqueued);
+
+	memset(q, 0, sizeof(*q));
+	q->saga_id = run->row.id;
+	q->step = saga_step_name(run, call->node);
+	q->op = call->op;
+	q->queue = call->call->queue;
+	q->definition = run->def->name;
+	q->priority = run->known->priority;
+	q->input = input;
+}
+
+void
+saga_evaluated(SagaCallOut *call, SagaAnswerKind answer, SagaPayload *payload)
+{
+	if (call->run == NULL)
+		saga_call_done(call);
+	else if (call->eval == SAGA_EVAL_DECLINE_IF)
+	{
+		if (answer != SAGA_ANSWER_DONE)
+			answer = SAGA_ANSWER_UNKNOWN;	/* the call itself was done */
+		else if (is_true(payload->result))
+		{
+			answer = SAGA_ANSWER_DECLINED;
+			strlcpy(payload->sqlstate, unpack_sql_state(ERRCODE_SAGA_DECLINED),
+					sizeof(payload->sqlstate));
+			payload->message = "decline_if is true";
+		}
+		payload->result = answer == SAGA_ANSWER_UNKNOWN ? NULL : call->held;
+		saga_run_answer(call, answer, false, payload);
+	}
+	else if (answer != SAGA_ANSWER_DONE)
+		saga_run_answer(call, answer, false, payload);
+	else if (call->eval == SAGA_EVAL_INPUT)
+	{
+		offer(call->run, call, payload->result);
+		saga_run_answer(call, SAGA_ANSWER_ACCEPTED, false, NULL);
+	}
+	else
+		evaluated_for_machine(call, payload);
+}
+
+void
+saga_ask_decline_if(SagaCallOut *call, SagaPayload *payload)
+{
+	SagaRun    *run = call->run;
+	SagaCallOut *out;
+	SagaCallOut old = *call;
+
+	saga_call_done(call);
+	if (run == NULL)
+		return;
+	out = saga_call_out(run, old.call->decline_if, old.node, old.op, old.hook, old.attempt);
+	out->eval = SAGA_EVAL_DECLINE_IF;
+	out->held = saga_keep_result(run, payload->result);
+	start_local(out);
 }
 
 /* ------------------------------------------------- calls that must wait */
@@ -341,6 +642,10 @@ saga_send_later(SagaRun *run, const SagaCommand *command)
 	send->saga_id = run->row.id;
 	send->command = *command;
 	send->local = saga_command_is_local(run, command);
+	if (send->local)
+		saga_turn_commit = true;	/* what comes later in the WAL waits for it */
+	else
+		saga_turn_flush = true;
 }
 
 void

@@ -7,7 +7,8 @@
  * breakers, all timers, and the life of a call from submit to answer.  Used by
  * a coordinator, between transactions.  Must not touch SPI, tables or catalogs
  * (server objects come with the request), must not block, and decides nothing
- * about sagas.  How a connection works is connector_libpq.c's.
+ * about sagas.  How a call is made is the business of connector_libpq.c and
+ * connector_http.c, which it knows by the functions in connector_internal.h.
  *
  * Nothing is shared between endpoints but the loop, so one that is slow or
  * dead costs the others nothing.
@@ -21,6 +22,7 @@
 #include "utils/timestamp.h"
 
 #include "connector_internal.h"
+#include "guc.h"
 #include "resolver.h"
 
 #define FAILURES_TO_OPEN	5
@@ -29,8 +31,8 @@
 #define BACKOFF_FIRST		(SAGA_SECOND / 20)
 #define BACKOFF_LONGEST		(1 * SAGA_SECOND)
 
-/* The participant ends a statement at its time-out; we wait this much more. */
-#define TIMEOUT_GRACE		(1 * SAGA_SECOND)
+/* At a limited rate, calls may make up for so much idle time at once. */
+#define RATE_BURST			(SAGA_SECOND / 10)
 
 typedef struct TagEntry
 {
@@ -207,6 +209,8 @@ detach_call(SagaConnCall *call)
 
 	Assert(!call->answered);
 	saga_timer_clear(&call->timer);
+	if (endpoint->probe == call)
+		endpoint->probe = NULL;
 	if (call->link == NULL)
 	{
 		dlist_delete(&call->node);
@@ -322,14 +326,15 @@ fail_queue(SagaEndpoint *endpoint)
 }
 
 /* A connection could not be made or broke: wait, and longer each time. */
-static void
-endpoint_failed(SagaEndpoint *endpoint, const SagaFault *fault)
+void
+saga_endpoint_failed(SagaEndpoint *endpoint, const SagaFault *fault)
 {
 	SagaTime	now = GetCurrentTimestamp();
 	bool		probe = endpoint->circuit == SAGA_CIRCUIT_HALF_OPEN;
 
 	endpoint->fault = *fault;
-	if (endpoint->nlinks > endpoint->nopening)
+	if (endpoint->connector->link_is_connection &&
+		endpoint->nlinks > endpoint->nopening)
 	{
 		/* others work: the pool cannot grow, and that is all */
 		endpoint->retry_at = now + BACKOFF_LONGEST;
@@ -405,6 +410,8 @@ set_server(SagaEndpoint *endpoint, const SagaServer *server)
 	}
 	MemoryContextSwitchTo(old);
 	endpoint->server = copy;
+	endpoint->connector = server->kind == SAGA_SERVER_HTTP ?
+		&saga_http_connector : &saga_libpq_connector;
 	if (old_context)
 		MemoryContextDelete(old_context);
 }
@@ -413,6 +420,7 @@ void
 saga_endpoint_link_add(SagaEndpoint *endpoint, SagaLink *link)
 {
 	link->endpoint = endpoint;
+	link->connector = endpoint->connector;
 	link->opening = true;
 	link->idle = false;
 	dlist_push_tail(&endpoint->links, &link->node);
@@ -431,9 +439,9 @@ drop_link(SagaLink *link)
 	endpoint->nlinks--;
 	if (link->opening)
 		endpoint->nopening--;
-	else
+	else if (link->connector->link_is_connection)
 		pg_atomic_fetch_sub_u32(&endpoint->stat->connections, 1);
-	saga_link_close(link);
+	link->connector->close(link);
 }
 
 void
@@ -445,7 +453,8 @@ saga_endpoint_link_free(SagaLink *link)
 	{
 		link->opening = false;
 		endpoint->nopening--;
-		pg_atomic_fetch_add_u32(&endpoint->stat->connections, 1);
+		if (link->connector->link_is_connection)
+			pg_atomic_fetch_add_u32(&endpoint->stat->connections, 1);
 	}
 	if (link->fingerprint != endpoint->server->fingerprint)
 	{
@@ -463,7 +472,7 @@ saga_endpoint_link_gone(SagaLink *link, const SagaFault *fault)
 
 	drop_link(link);
 	if (fault)
-		endpoint_failed(endpoint, fault);
+		saga_endpoint_failed(endpoint, fault);
 	saga_endpoint_pump(endpoint);
 }
 
@@ -545,19 +554,32 @@ call_timer(SagaTimer *timer)
 		saga_call_error(call, SAGA_ANSWER_TRANSIENT, "53300", message,
 						endpoint->failures > 0 ? endpoint->fault.message : NULL,
 						"Increase the server's option pool_size, or find out why it is slow.");
+		/* that the rate was set below what is asked of it is nobody's failure */
+		call->answer.free = endpoint->failures == 0 && endpoint->server->rate > 0;
 		saga_call_finish(call);
 		return;
 	}
 
 	/*
-	 * The participant should have ended the statement by itself.  Hanging up
-	 * is all that is sure not to block; the key tells later what happened.
+	 * The participant should have ended it by itself.  Hanging up is all that
+	 * is sure not to block; the key tells later what happened.
 	 */
 	snprintf(message, sizeof(message), "no answer from server \"%s\" within %d ms",
 			 endpoint->server->name, call->request.timeout_ms);
-	saga_fault_set(&fault, SAGA_ANSWER_UNKNOWN, "57014", message, NULL, NULL);
+	if (call->in_doubt)
+		saga_fault_set(&fault, SAGA_ANSWER_UNKNOWN, "57014", message, NULL, NULL);
+	else
+		saga_fault_set(&fault, SAGA_ANSWER_TRANSIENT, "08001", message,
+					   "The call was not sent.", NULL);
 	saga_call_fault(call, &fault);
 	link->call = NULL;
+	if (call->in_doubt && !link->connector->link_is_connection)
+	{
+		/* one request that is slow says nothing of the way there */
+		saga_call_finish(call);
+		saga_endpoint_link_gone(link, NULL);
+		return;
+	}
 	saga_call_finish(call);
 	fault.kind = SAGA_ANSWER_TRANSIENT; /* for those that are not sent */
 	saga_endpoint_link_gone(link, &fault);
@@ -575,10 +597,50 @@ send_call(SagaEndpoint *endpoint, SagaLink *link, SagaConnCall *call)
 	call->link = link;
 	link->call = call;
 	call->sent = now;
+	call->in_doubt = link->connector->link_is_connection;
+	if (endpoint->circuit == SAGA_CIRCUIT_HALF_OPEN)
+		endpoint->probe = call;
 	saga_timer_set(&call->timer,
-				   now + call->request.timeout_ms * INT64CONST(1000) + TIMEOUT_GRACE,
-				   call_timer);
-	saga_link_send(link, call);
+				   now + call->request.timeout_ms * INT64CONST(1000) +
+				   link->connector->grace, call_timer);
+	link->connector->send(link, call);
+}
+
+static void
+rate_timer(SagaTimer *timer)
+{
+	saga_endpoint_pump(SAGA_CONTAINER(SagaEndpoint, rate_timer, timer));
+}
+
+/*
+ * The server's option rate, which is for all coordinators together.  False: a
+ * timer will tell.
+ */
+static bool
+rate_allows(SagaEndpoint *endpoint)
+{
+	SagaTime	now;
+
+	if (endpoint->server->rate <= 0)
+		return true;
+	now = GetCurrentTimestamp();
+	if (endpoint->rate_due > now)
+	{
+		saga_timer_set(&endpoint->rate_timer, endpoint->rate_due, rate_timer);
+		return false;
+	}
+	endpoint->rate_due = Max(endpoint->rate_due, now - RATE_BURST) +
+		(SagaTime) (SAGA_SECOND * saga_coordinators / endpoint->server->rate);
+	return true;
+}
+
+/* With an open circuit nothing goes out, with a half-open one one call. */
+static bool
+circuit_allows(const SagaEndpoint *endpoint)
+{
+	return endpoint->connector->link_is_connection ||
+		endpoint->circuit == SAGA_CIRCUIT_CLOSED ||
+		(endpoint->circuit == SAGA_CIRCUIT_HALF_OPEN && endpoint->probe == NULL);
 }
 
 void
@@ -588,13 +650,15 @@ saga_endpoint_pump(SagaEndpoint *endpoint)
 	if (endpoint->pumping)
 		return;
 	endpoint->pumping = true;
-	while (!dlist_is_empty(&endpoint->queue))
+	while (!dlist_is_empty(&endpoint->queue) && circuit_allows(endpoint))
 	{
 		if (!dlist_is_empty(&endpoint->idle))
 		{
 			SagaLink   *link = dlist_head_element(SagaLink, idle_node,
 												  &endpoint->idle);
 
+			if (!rate_allows(endpoint))
+				break;
 			dlist_delete(&link->idle_node);
 			link->idle = false;
 			send_call(endpoint, link,
@@ -602,8 +666,9 @@ saga_endpoint_pump(SagaEndpoint *endpoint)
 		}
 		else if (may_open(endpoint))
 		{
-			pg_atomic_fetch_add_u64(&endpoint->stat->connects, 1);
-			saga_link_open(endpoint);
+			if (endpoint->connector->link_is_connection)
+				pg_atomic_fetch_add_u64(&endpoint->stat->connects, 1);
+			endpoint->connector->open(endpoint);
 		}
 		else
 			break;
@@ -632,6 +697,14 @@ new_call(const SagaRequest *request, SagaEndpoint *endpoint)
 		call->request.step = pstrdup(request->step);
 	if (request->purge_live)
 		call->request.purge_live = pstrdup(request->purge_live);
+	if (request->idempotency_key)
+		call->request.idempotency_key = pstrdup(request->idempotency_key);
+	if (request->correlation)
+		call->request.correlation = pstrdup(request->correlation);
+	if (request->callback_token)
+		call->request.callback_token = pstrdup(request->callback_token);
+	if (request->gid)
+		call->request.gid = pstrdup(request->gid);
 	if (request->tmpl && request->values)
 	{
 		int			n = request->tmpl->nparams;
@@ -645,6 +718,9 @@ new_call(const SagaRequest *request, SagaEndpoint *endpoint)
 	}
 	if (call->request.timeout_ms <= 0)
 		call->request.timeout_ms = 30000;
+	if (request->server->request_timeout_ms > 0)
+		call->request.timeout_ms = Min(call->request.timeout_ms,
+									   request->server->request_timeout_ms);
 	MemoryContextSwitchTo(old);
 	return call;
 }
@@ -668,6 +744,12 @@ saga_connector_submit(const SagaRequest *request)
 	endpoint->nqueued++;
 	pg_atomic_fetch_add_u32(&endpoint->stat->queued, 1);
 
+	if (endpoint->connector->answer_here &&
+		endpoint->connector->answer_here(call))
+	{
+		finish_later(call);
+		return;
+	}
 	if (endpoint->circuit == SAGA_CIRCUIT_OPEN &&
 		endpoint->retry_at <= GetCurrentTimestamp())
 		set_circuit(endpoint, SAGA_CIRCUIT_HALF_OPEN);
@@ -790,6 +872,7 @@ saga_connector_close_all(void)
 		pg_atomic_fetch_sub_u32(&endpoint->stat->in_flight, nbusy);
 		pg_atomic_fetch_sub_u32(&endpoint->stat->queued, endpoint->nqueued);
 		saga_timer_clear(&endpoint->timer);
+		saga_timer_clear(&endpoint->rate_timer);
 	}
 	saga_resolver_close();
 	saga_poll_before_wait(NULL);
@@ -798,6 +881,7 @@ saga_connector_close_all(void)
 	endpoints = NULL;
 	tags = NULL;
 	timers = NULL;
+	inside_api = 0;
 	dlist_init(&answered);
 }
 

@@ -37,6 +37,10 @@ extern void saga_poll_add(SagaPollEntry *entry);	/* fd and events set */
 extern void saga_poll_modify(SagaPollEntry *entry, uint32 events);
 extern void saga_poll_remove(SagaPollEntry *entry); /* before the fd closes */
 
+/* Without an error, for callbacks of libraries; saga_poll_init() was called. */
+extern bool saga_poll_try_add(SagaPollEntry *entry);
+extern bool saga_poll_try_modify(SagaPollEntry *entry, uint32 events);
+
 /*
  * Wait for the latch, a descriptor, or the time-out (-1: none); dispatch what
  * is ready.  Returns true if the latch was set (it has been reset).  Exits the
@@ -70,6 +74,12 @@ typedef enum SagaRequestMode
 								 * compensation only if the action was done */
 	SAGA_REQUEST_CLAIM,			/* done (with result) or now refused */
 	SAGA_REQUEST_PURGE,			/* drop barrier rows that are past keeping */
+
+	/* two-phase commit; connector_branch.c */
+	SAGA_REQUEST_PREPARE,		/* claim the key, run all parts, PREPARE */
+	SAGA_REQUEST_COMMIT_PREPARED,
+	SAGA_REQUEST_ROLLBACK_PREPARED, /* ... and refuse the key */
+	SAGA_REQUEST_LIST_PREPARED, /* result: a JSON array of [gid, age in s] */
 } SagaRequestMode;
 
 typedef struct SagaRequest
@@ -88,6 +98,22 @@ typedef struct SagaRequest
 	int			expect_rows;
 	int			timeout_ms;
 	TimestampTz not_after;
+	/* for services without a barrier */
+	const char *idempotency_key;
+	const char *correlation;	/* or NULL */
+	const char *callback_token; /* or NULL */
+	int			attempt;
+	bool		at_most_once;	/* never sent twice, not even unseen */
+	bool		callback;		/* may be accepted, to be answered later */
+
+	/*
+	 * Two-phase commit: tmpl has the parameters of all parts of 'call', step
+	 * is the key of the branch, or NULL to COMMIT or ROLLBACK what belongs to
+	 * no saga we run.
+	 */
+	const SagaCall *call;		/* PREPARE; must outlive the answer */
+	const char *gid;			/* LIST: what the gids begin with */
+
 	/* PURGE */
 	TimestampTz purge_before;
 	const char *purge_live;		/* uuid[] literal of sagas to be spared */
@@ -96,7 +122,7 @@ typedef struct SagaRequest
 typedef struct SagaAnswer
 {
 	uint64		tag;
-	/* DONE, REFUSED, or an error whose sqlstate the caller classifies */
+	/* DONE, REFUSED, ACCEPTED, or an error: the caller classifies sqlstate */
 	SagaAnswerKind kind;
 	bool		has_sqlstate;	/* then 'kind' is only a first guess */
 	char		sqlstate[6];
@@ -104,8 +130,12 @@ typedef struct SagaAnswer
 	const char *detail;
 	const char *hint;
 	const char *result;			/* JSON text, NULL = null */
+	int			http_status;	/* 0: not over HTTP */
+	bool		text_result;	/* ... result may be text that is no JSON */
+	SagaTime	retry_after;	/* no further try before now + this */
 	bool		ran;			/* UNDO: the compensation really ran */
 	bool		free;			/* eats no attempt */
+	int			part;			/* PREPARE: which part failed, from 1 */
 	SagaTime	latency;		/* send to answer, 0 = never sent */
 } SagaAnswer;
 

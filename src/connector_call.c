@@ -28,8 +28,8 @@ static void send_run(SagaPqLink *link, SagaStatement *statement);
 
 /* ---- texts ---- */
 
-static void
-uuid_text(const pg_uuid_t *uuid, char *out)
+void
+saga_call_uuid_text(const pg_uuid_t *uuid, char *out)
 {
 	static const char hex[] = "0123456789abcdef";
 
@@ -44,8 +44,8 @@ uuid_text(const pg_uuid_t *uuid, char *out)
 }
 
 /* ISO in UTC whatever this session's settings; 0 and no end are infinity. */
-static void
-time_text(TimestampTz t, char *out, size_t size)
+void
+saga_call_time_text(TimestampTz t, char *out, size_t size)
 {
 	struct pg_tm tm;
 	fsec_t		fsec;
@@ -294,8 +294,8 @@ evict_statement(SagaPqLink *link)
 }
 
 /* After something in the session dropped statements: all anew. */
-static void
-restore_statements(SagaPqLink *link)
+void
+saga_call_restore_statements(SagaPqLink *link)
 {
 	if (!link->statements_lost)
 		return;
@@ -308,17 +308,38 @@ restore_statements(SagaPqLink *link)
 	saga_link_sync(link);
 }
 
+/* The statement that is sent, or prepared, now. */
+static void
+current_piece(const SagaPqLink *link, SagaPiece *piece)
+{
+	const SagaConnCall *call = link->link.call;
+	const SagaRequest *request = &call->request;
+
+	if (saga_branch_is(call))
+	{
+		saga_branch_piece(call, link->part, piece);
+		return;
+	}
+	piece->step = request->step;
+	piece->op = request->op == SAGA_OP_UNDO ? "u" : "a";
+	piece->tmpl = request->tmpl;
+	piece->values = request->values;
+	piece->shape = request->shape;
+	piece->expect_rows = request->expect_rows;
+	piece->timeout_ms = request->timeout_ms;
+	piece->max_result = saga_connector_max_result();
+}
+
 /* First use on this connection: prepare, and learn what it returns. */
 static void
-send_describe(SagaPqLink *link, bool counting)
+send_describe(SagaPqLink *link, const SagaTemplate *tmpl, bool counting)
 {
-	const SagaTemplate *tmpl = link->link.call->request.tmpl;
 	char		name[40] = "";
 	const char *sql = counting ? with_returning(tmpl->sql) : tmpl->sql;
 
 	memset(&link->link.call->answer, 0, sizeof(SagaAnswer));
 	saga_link_begin_exchange(link, SAGA_LINK_DESCRIBING);
-	restore_statements(link);
+	saga_call_restore_statements(link);
 	evict_statement(link);
 	memset(&link->described, 0, sizeof(link->described));
 	link->described.hash = tmpl->hash;
@@ -337,23 +358,56 @@ send_describe(SagaPqLink *link, bool counting)
 
 /* ---- sending ---- */
 
-/* Run it if it can be run as asked for. */
-static void
-send_prepared(SagaPqLink *link, SagaStatement *statement)
+/* It cannot be run: the call's answer. */
+static SagaStatement *
+refuse(SagaPqLink *link, const char *message, const char *detail,
+	   const char *hint)
 {
-	SagaConnCall *call = link->link.call;
+	saga_call_error(link->link.call, SAGA_ANSWER_BROKEN, "0A000", message,
+					detail, hint);
+	saga_link_call_done(link);
+	return NULL;
+}
 
-	if (call->request.expect_rows >= 0 && statement->modifies &&
-		statement->nfields == 0)
+SagaStatement *
+saga_call_statement(SagaPqLink *link, const SagaPiece *piece)
+{
+	const char *sql = piece->tmpl->sql;
+	SagaStatement *statement = NULL;
+
+	if (saga_statement_is_refused(sql))
+		return refuse(link, "commands that control transactions or sessions cannot be steps",
+					  NULL, NULL);
+	if (!link->prepared && pg_strncasecmp(skip_space(sql), "call", 4) == 0)
+		return refuse(link, "CALL cannot be used with a server whose option prepared is false",
+					  "SQL's PREPARE, which a pooler needs, does not take it.",
+					  "Call a function with SELECT instead.");
+	if (!link->statements_lost)
+		statement = find_statement(link, piece->tmpl->hash);
+	if (statement == NULL)
 	{
-		saga_call_error(call, SAGA_ANSWER_BROKEN, "0A000",
-						"the rows of this statement cannot be counted at the participant",
-						"The step was defined with expect_rows.",
-						"Add a RETURNING clause, or put the statement into a function.");
-		saga_link_call_done(link);
-		return;
+		send_describe(link, piece->tmpl,
+					  looks_modifying(sql) && !contains_returning(sql));
+		return NULL;
 	}
-	send_run(link, statement);
+	if (piece->expect_rows >= 0 && statement->modifies && statement->nfields == 0)
+		return refuse(link, "the rows of this statement cannot be counted at the participant",
+					  "The step was defined with expect_rows.",
+					  "Add a RETURNING clause, or put the statement into a function.");
+	return statement;
+}
+
+/* Send it, or what must be prepared before. */
+static void
+send_piece(SagaPqLink *link)
+{
+	SagaPiece	piece;
+	SagaStatement *statement;
+
+	current_piece(link, &piece);
+	statement = saga_call_statement(link, &piece);
+	if (statement)
+		send_run(link, statement);
 }
 
 void
@@ -361,50 +415,29 @@ saga_call_send(SagaPqLink *link)
 {
 	SagaConnCall *call = link->link.call;
 	MemoryContext old = MemoryContextSwitchTo(call->context);
-	const SagaTemplate *tmpl = call->request.tmpl;
-	SagaStatement *statement = NULL;
 
-	if (call->request.mode == SAGA_REQUEST_CLAIM ||
-		call->request.mode == SAGA_REQUEST_PURGE)
+	if (saga_branch_is(call))
+	{
+		link->part = 0;
+		saga_branch_send(link);
+	}
+	else if (call->request.mode == SAGA_REQUEST_CLAIM ||
+			 call->request.mode == SAGA_REQUEST_PURGE)
 		send_run(link, NULL);
-	else if (saga_statement_is_refused(tmpl->sql))
-	{
-		saga_call_error(call, SAGA_ANSWER_BROKEN, "0A000",
-						"commands that control transactions or sessions cannot be steps",
-						NULL, NULL);
-		saga_link_call_done(link);
-	}
-	else if (!link->prepared &&
-			 pg_strncasecmp(skip_space(tmpl->sql), "call", 4) == 0)
-	{
-		saga_call_error(call, SAGA_ANSWER_BROKEN, "0A000",
-						"CALL cannot be used with a server whose option prepared is false",
-						"SQL's PREPARE, which a pooler needs, does not take it.",
-						"Call a function with SELECT instead.");
-		saga_link_call_done(link);
-	}
 	else
-	{
-		if (!link->statements_lost)
-			statement = find_statement(link, tmpl->hash);
-		if (statement)
-			send_prepared(link, statement);
-		else
-			send_describe(link, looks_modifying(tmpl->sql) &&
-						  !contains_returning(tmpl->sql));
-	}
+		send_piece(link);
 	MemoryContextSwitchTo(old);
 }
 
 static const char *
-shape_name(const SagaConnCall *call, const SagaStatement *statement)
+shape_name(SagaResultShape shape, const SagaStatement *statement)
 {
-	if (call->request.shape == SAGA_RESULT_NONE || statement->nfields == 0 ||
+	if (shape == SAGA_RESULT_NONE || statement->nfields == 0 ||
 		statement->is_void)
 		return "none";
 	if (statement->counted)
 		return "count";
-	switch (call->request.shape)
+	switch (shape)
 	{
 		case SAGA_RESULT_ROWS:
 			return "rows";
@@ -417,11 +450,11 @@ shape_name(const SagaConnCall *call, const SagaStatement *statement)
 
 /* Milliseconds the participant gives the statement. */
 static int
-statement_timeout(const SagaPqLink *link, const SagaConnCall *call)
+statement_timeout(const SagaPqLink *link, int timeout_ms)
 {
 	int			own = link->statement_timeout_ms;
 
-	return own > 0 ? Min(own, call->request.timeout_ms) : call->request.timeout_ms;
+	return own > 0 ? Min(own, timeout_ms) : timeout_ms;
 }
 
 /* What the session settings of server.c are without a pooler. */
@@ -437,10 +470,10 @@ send_pooled_settings(SagaPqLink *link, const char *timeout)
 					path ? 2 : 1, values);
 }
 
-static void
-send_begin(SagaPqLink *link, SagaConnCall *call)
+void
+saga_call_begin(SagaPqLink *link, int timeout_ms)
 {
-	int			ms = statement_timeout(link, call);
+	int			ms = statement_timeout(link, timeout_ms);
 	char		timeout[16];
 	const char *values[1] = {timeout};
 
@@ -455,6 +488,22 @@ send_begin(SagaPqLink *link, SagaConnCall *call)
 	saga_link_execute(link, SAGA_ITEM_OTHER, "saga_begin", 0, NULL);
 	if (ms != link->session_timeout_ms)
 		saga_link_execute(link, SAGA_ITEM_OTHER, "saga_set", 1, values);
+}
+
+/* Of the statements that follow: run() has set none for its transaction. */
+void
+saga_call_set_timeout(SagaPqLink *link, int timeout_ms)
+{
+	char		timeout[16];
+	const char *values[1] = {timeout};
+
+	snprintf(timeout, sizeof(timeout), "%d", statement_timeout(link, timeout_ms));
+	if (link->prepared)
+		saga_link_execute(link, SAGA_ITEM_OTHER, "saga_set", 1, values);
+	else
+		saga_link_query(link, SAGA_ITEM_OTHER,
+						"SELECT pg_catalog.set_config('statement_timeout', $1, true)",
+						1, values);
 }
 
 /* 'EXECUTE name(%L, ...)': the participant puts the values in, quoted. */
@@ -489,11 +538,11 @@ prepare_text(const SagaTemplate *tmpl, const SagaStatement *statement)
 	return buf.data;
 }
 
-static void
-send_run_message(SagaPqLink *link, SagaConnCall *call,
-				 const SagaStatement *statement)
+void
+saga_call_run_piece(SagaPqLink *link, const SagaPiece *piece,
+					const SagaStatement *statement)
 {
-	const SagaRequest *request = &call->request;
+	const SagaRequest *request = &link->link.call->request;
 	bool		undo = request->mode == SAGA_REQUEST_UNDO;
 	const char *values[11];
 	int			n = 0;
@@ -503,24 +552,24 @@ send_run_message(SagaPqLink *link, SagaConnCall *call,
 	char		max[16];
 	char		name[40] = "saga_call";
 
-	uuid_text(&request->saga_id, saga);
-	time_text(request->not_after, not_after, sizeof(not_after));
-	snprintf(expect, sizeof(expect), "%d", request->expect_rows);
-	snprintf(max, sizeof(max), "%d", saga_connector_max_result());
+	saga_call_uuid_text(&request->saga_id, saga);
+	saga_call_time_text(request->not_after, not_after, sizeof(not_after));
+	snprintf(expect, sizeof(expect), "%d", piece->expect_rows);
+	snprintf(max, sizeof(max), "%d", piece->max_result);
 	if (link->prepared)
 		statement_name(statement->hash, name, sizeof(name));
 	values[n++] = saga;
-	values[n++] = request->step;
+	values[n++] = piece->step;
 	if (!undo)
-		values[n++] = request->op == SAGA_OP_UNDO ? "u" : "a";
+		values[n++] = piece->op;
 	values[n++] = not_after;
-	values[n++] = execute_format(name, request->tmpl->nparams);
-	values[n++] = array_text(request->tmpl->nparams, request->values);
-	values[n++] = shape_name(call, statement);
+	values[n++] = execute_format(name, piece->tmpl->nparams);
+	values[n++] = array_text(piece->tmpl->nparams, piece->values);
+	values[n++] = shape_name(piece->shape, statement);
 	values[n++] = statement->nfields == 1 ? statement->column : NULL;
 	values[n++] = expect;
 	values[n++] = max;
-	values[n++] = link->prepared ? NULL : prepare_text(request->tmpl, statement);
+	values[n++] = link->prepared ? NULL : prepare_text(piece->tmpl, statement);
 	if (link->prepared && !undo)
 		saga_link_execute(link, SAGA_ITEM_RUN, "saga_run", n, values);
 	else
@@ -531,18 +580,18 @@ send_run_message(SagaPqLink *link, SagaConnCall *call,
 								 link->epoch_args), n, values);
 }
 
-static void
-send_claim_message(SagaPqLink *link, const SagaRequest *request)
+void
+saga_call_claim(SagaPqLink *link, const SagaRequest *request, const char *op)
 {
 	const char *values[4];
 	char		saga[40];
 	char		not_after[64];
 
-	uuid_text(&request->saga_id, saga);
-	time_text(request->not_after, not_after, sizeof(not_after));
+	saga_call_uuid_text(&request->saga_id, saga);
+	saga_call_time_text(request->not_after, not_after, sizeof(not_after));
 	values[0] = saga;
 	values[1] = request->step;
-	values[2] = request->op == SAGA_OP_UNDO ? "u" : "a";
+	values[2] = op;
 	values[3] = not_after;
 	saga_link_query(link, SAGA_ITEM_RUN,
 					psprintf("SELECT saga_participant.claim(%s, $1, $2, $3, $4)",
@@ -555,7 +604,7 @@ send_purge_message(SagaPqLink *link, const SagaRequest *request)
 	const char *values[2];
 	char		before[64];
 
-	time_text(request->purge_before, before, sizeof(before));
+	saga_call_time_text(request->purge_before, before, sizeof(before));
 	values[0] = before;
 	values[1] = request->purge_live ? request->purge_live : "{}";
 	saga_link_query(link, SAGA_ITEM_RUN,
@@ -572,21 +621,23 @@ static void
 send_run(SagaPqLink *link, SagaStatement *statement)
 {
 	SagaConnCall *call = link->link.call;
+	SagaPiece	piece;
 
 	saga_link_begin_exchange(link, SAGA_LINK_RUNNING);
-	restore_statements(link);
-	send_begin(link, call);
+	saga_call_restore_statements(link);
+	saga_call_begin(link, call->request.timeout_ms);
 	switch (call->request.mode)
 	{
-		case SAGA_REQUEST_RUN:
-		case SAGA_REQUEST_UNDO:
-			send_run_message(link, call, statement);
-			break;
 		case SAGA_REQUEST_CLAIM:
-			send_claim_message(link, &call->request);
+			saga_call_claim(link, &call->request,
+							call->request.op == SAGA_OP_UNDO ? "u" : "a");
 			break;
 		case SAGA_REQUEST_PURGE:
 			send_purge_message(link, &call->request);
+			break;
+		default:
+			current_piece(link, &piece);
+			saga_call_run_piece(link, &piece, statement);
 			break;
 	}
 	link->rolled_back = false;
@@ -598,21 +649,34 @@ send_run(SagaPqLink *link, SagaStatement *statement)
 
 /* ---- results ---- */
 
-/* 'D...' done, 'P...' was done, 'N' undo of nothing, 'R' refused. */
-static void
-take_run_result(SagaPqLink *link, SagaConnCall *call, const PGresult *res)
+const char *
+saga_call_answer_text(const PGresult *res)
 {
 	const char *text;
 	int			len;
 
 	if (PQresultStatus(res) != PGRES_TUPLES_OK || PQntuples(res) != 1 ||
 		PQnfields(res) != 1 || PQgetisnull(res, 0, 0))
-		return;
+		return NULL;
 	text = PQgetvalue(res, 0, 0);
 	len = PQgetlength(res, 0, 0);
 	/* run() bounds it, but this is another's word */
 	if (len > saga_connector_max_result() + 1 ||
 		!pg_verifymbstr(text, len, true))
+		return NULL;
+	return text;
+}
+
+/*
+ * 'D...' done, 'P...' was done, 'N' undo of nothing, 'R' refused, 'A' taken on,
+ * now or before.
+ */
+static void
+take_run_result(SagaPqLink *link, SagaConnCall *call, const PGresult *res)
+{
+	const char *text = saga_call_answer_text(res);
+
+	if (text == NULL)
 		return;
 	call->answer.kind = SAGA_ANSWER_DONE;
 	if (call->request.mode == SAGA_REQUEST_PURGE)
@@ -621,6 +685,8 @@ take_run_result(SagaPqLink *link, SagaConnCall *call, const PGresult *res)
 	{
 		if (text[0] == 'R')
 			call->answer.kind = SAGA_ANSWER_REFUSED;
+		else if (text[0] == 'A')
+			call->answer.kind = SAGA_ANSWER_ACCEPTED;
 		else if (strchr("DPN", text[0]) == NULL || text[0] == '\0')
 			return;
 		call->answer.ran = text[0] == 'D' || text[0] == 'P';
@@ -631,8 +697,8 @@ take_run_result(SagaPqLink *link, SagaConnCall *call, const PGresult *res)
 }
 
 /* Was it our own claim that waited in vain?  Then no attempt was made. */
-static bool
-waited_for_claim(const PGresult *res)
+bool
+saga_call_waited(const PGresult *res)
 {
 	const char *sqlstate = PQresultErrorField(res, PG_DIAG_SQLSTATE);
 	const char *context = PQresultErrorField(res, PG_DIAG_CONTEXT);
@@ -658,6 +724,14 @@ take_description(SagaPqLink *link, const PGresult *res)
 	}
 }
 
+static void
+take_commit(SagaPqLink *link, const PGresult *res)
+{
+	if (PQresultStatus(res) == PGRES_COMMAND_OK)
+		link->committed = strcmp(PQcmdStatus(unconstify(PGresult *, res)),
+								 "COMMIT") == 0;
+}
+
 void
 saga_call_result(SagaPqLink *link, SagaItem item, const PGresult *res)
 {
@@ -669,15 +743,15 @@ saga_call_result(SagaPqLink *link, SagaItem item, const PGresult *res)
 			take_description(link, res);
 			break;
 		case SAGA_ITEM_RUN:
-			if (PQresultStatus(res) == PGRES_FATAL_ERROR)
-				call->answer.free = waited_for_claim(res);
+		case SAGA_ITEM_COMMIT:
+			if (saga_branch_is(call))
+				saga_branch_result(link, item, res);
+			else if (item == SAGA_ITEM_COMMIT)
+				take_commit(link, res);
+			else if (PQresultStatus(res) == PGRES_FATAL_ERROR)
+				call->answer.free = saga_call_waited(res);
 			else
 				take_run_result(link, call, res);
-			break;
-		case SAGA_ITEM_COMMIT:
-			if (PQresultStatus(res) == PGRES_COMMAND_OK)
-				link->committed = strcmp(PQcmdStatus(unconstify(PGresult *, res)),
-										 "COMMIT") == 0;
 			break;
 		default:
 			break;
@@ -700,7 +774,10 @@ saga_call_described(SagaPqLink *link)
 	if (link->failed && link->counting && !link->fatal)
 	{
 		/* no such clause there (MERGE, a rule), or a fault it has anyway */
-		send_describe(link, false);
+		SagaPiece	piece;
+
+		current_piece(link, &piece);
+		send_describe(link, piece.tmpl, false);
 	}
 	else if (link->failed)
 		saga_link_call_done(link);
@@ -709,7 +786,10 @@ saga_call_described(SagaPqLink *link)
 		link->statements[link->nstatements] = link->described;
 		link->statements[link->nstatements].last_used = ++link->use_counter;
 		link->nstatements++;
-		send_prepared(link, &link->statements[link->nstatements - 1]);
+		if (saga_branch_is(call))
+			saga_branch_send(link);
+		else
+			send_piece(link);
 	}
 	MemoryContextSwitchTo(old);
 }
@@ -781,6 +861,8 @@ saga_call_ran(SagaPqLink *link)
 	SagaConnCall *call = link->link.call;
 
 	if (roll_back(link))
+		return;
+	if (saga_branch_is(call) && saga_branch_ran(link))
 		return;
 	if (link->failed && link->uncertain)
 	{

@@ -1,10 +1,12 @@
 /*
  * connector_internal.h
- *		Between connector.c (who may call whom, and when) and
- *		connector_libpq.c (how one connection makes one call).
+ *		Between connector.c (who may call whom, and when) and the connectors
+ *		of each kind of server (how one call is made): connector_libpq.c,
+ *		connector_http.c.
  *
- * An *endpoint* is a server as one user; a *link* is one connection to it; a
- * *call* is a submitted request until it is answered.
+ * An *endpoint* is a server as one user; a *link* makes one call at a time (a
+ * connection, or a place to make calls in where connections are somebody
+ * else's); a *call* is a submitted request until it is answered.
  */
 #ifndef SAGA_CONNECTOR_INTERNAL_H
 #define SAGA_CONNECTOR_INTERNAL_H
@@ -37,6 +39,42 @@ extern void saga_timer_set(SagaTimer *timer, SagaTime due,
 						   void (*fire) (SagaTimer *timer));
 extern void saga_timer_clear(SagaTimer *timer);
 
+/* ---- connectors ---- */
+
+typedef struct SagaLink SagaLink;
+
+typedef struct SagaConnector
+{
+	/*
+	 * Is a usable link a connection, made before the first call and proof
+	 * that the way there is good?  If not, it is usable from the start, and
+	 * the connector counts connections itself.
+	 */
+	bool		link_is_connection;
+	SagaTime	grace;			/* after a call's time-out, for the other side
+								 * to end it by itself */
+
+	/*
+	 * Start to connect; the link adds itself to the endpoint, and ends with
+	 * saga_endpoint_link_free() or _gone(), perhaps before this returns.
+	 */
+	void		(*open) (SagaEndpoint *endpoint);
+
+	/* Give a call to a free link.  Its failure is answered like any other. */
+	void		(*send) (SagaLink *link, SagaConnCall *call);
+
+	/* Close and free, without a word to connector.c. */
+	void		(*close) (SagaLink *link);
+
+	/*
+	 * What needs no call: true if the answer is in call->answer.  May be NULL.
+	 */
+	bool		(*answer_here) (SagaConnCall *call);
+} SagaConnector;
+
+extern const SagaConnector saga_libpq_connector;
+extern const SagaConnector saga_http_connector;
+
 /* ---- endpoints ---- */
 
 typedef enum SagaCircuit
@@ -65,6 +103,8 @@ typedef struct SagaFault
 struct SagaEndpoint
 {
 	SagaEndpointKey key;		/* first: hash key */
+	const SagaConnector *connector;
+	void	   *pool;			/* the connector's own; NULL at first */
 	SagaServer *server;			/* as last submitted */
 	MemoryContext server_context;
 	SagaParticipantStat *stat;
@@ -79,22 +119,27 @@ struct SagaEndpoint
 	SagaTime	open_for;		/* how long the circuit was last opened */
 	SagaTime	retry_at;		/* no new connection before */
 	SagaTimer	timer;			/* retry_at, or end of the open time */
+	SagaConnCall *probe;		/* the one call of a half-open circuit, where
+								 * opening a link proves nothing */
+	SagaTime	rate_due;		/* when a call at the server's rate is due */
+	SagaTimer	rate_timer;
 	bool		pumping;
 	SagaFault	fault;			/* the last one */
 };
 
-/* ---- links: what connector.c sees of a connection ---- */
+/* ---- links: what connector.c sees of them ---- */
 
-typedef struct SagaLink
+struct SagaLink
 {
 	dlist_node	node;			/* in endpoint->links */
 	dlist_node	idle_node;		/* in endpoint->idle */
 	SagaEndpoint *endpoint;
+	const SagaConnector *connector;
 	SagaConnCall *call;			/* being made; NULL: none */
 	uint64		fingerprint;	/* of the settings it was opened with */
 	bool		opening;
 	bool		idle;
-} SagaLink;
+};
 
 /* ---- calls ---- */
 
@@ -106,13 +151,16 @@ struct SagaConnCall
 	SagaEndpoint *endpoint;
 	SagaLink   *link;			/* NULL: not given to one */
 	SagaRequest request;		/* server is the endpoint's */
-	SagaTime	sent;			/* 0: nothing of it has left */
+	SagaTime	sent;			/* when a link got it; 0: none did */
+	bool		in_doubt;		/* it may be done, for all we know: hanging up
+								 * now makes its outcome unknown */
 	bool		retried;		/* a lost prepared statement is forgiven once */
+	char	  **parts;			/* PREPARE: results of the steps */
 	bool		answered;
 	SagaAnswer	answer;
 };
 
-/* ---- connector.c for connector_libpq.c ---- */
+/* ---- connector.c for the connectors ---- */
 
 extern const SagaEpoch *saga_connector_epoch(void);
 extern int	saga_connector_max_result(void);
@@ -133,6 +181,10 @@ extern void saga_endpoint_link_free(SagaLink *link);
  */
 extern void saga_endpoint_link_gone(SagaLink *link, const SagaFault *fault);
 
+/* A call failed on the way there, and its link is of further use. */
+extern void saga_endpoint_failed(SagaEndpoint *endpoint,
+								 const SagaFault *fault);
+
 /* Something was answered by the other side: the way there is good. */
 extern void saga_endpoint_works(SagaEndpoint *endpoint);
 
@@ -149,19 +201,5 @@ extern void saga_call_finish(SagaConnCall *call);	/* frees the call */
 extern void saga_fault_set(SagaFault *fault, SagaAnswerKind kind,
 						   const char *sqlstate, const char *message,
 						   const char *detail, const char *hint);
-
-/* ---- connector_libpq.c for connector.c ---- */
-
-/*
- * Start to connect; the link adds itself to the endpoint, and ends with
- * saga_endpoint_link_free() or _gone(), perhaps before this returns.
- */
-extern void saga_link_open(SagaEndpoint *endpoint);
-
-/* Give a call to a free link.  Its failure is answered like any other. */
-extern void saga_link_send(SagaLink *link, SagaConnCall *call);
-
-/* Close and free, without a word to connector.c. */
-extern void saga_link_close(SagaLink *link);
 
 #endif							/* SAGA_CONNECTOR_INTERNAL_H */

@@ -134,17 +134,6 @@ open_timed_out(SagaTimer *timer)
 
 /* ---- names ---- */
 
-static const char *
-server_value(const SagaServer *server, const char *keyword)
-{
-	for (int i = 0; i < server->npairs; i++)
-	{
-		if (strcmp(server->keywords[i], keyword) == 0)
-			return server->values[i];
-	}
-	return NULL;
-}
-
 /* The i-th of a comma-separated list; a list of one stands for all. */
 static char *
 list_element(const char *list, int i)
@@ -187,12 +176,12 @@ static void
 start_resolving(SagaPqLink *link)
 {
 	const SagaServer *server = link->link.endpoint->server;
-	const char *hosts = server_value(server, "host");
-	const char *ports = server_value(server, "port");
+	const char *hosts = saga_server_value(server, "host");
+	const char *ports = saga_server_value(server, "port");
 	MemoryContext old = MemoryContextSwitchTo(link->context);
 
 	/* with hostaddr libpq looks nothing up, and without a host there is none */
-	if (hosts && server_value(server, "hostaddr") == NULL)
+	if (hosts && saga_server_value(server, "hostaddr") == NULL)
 	{
 		int			n = 1;
 
@@ -825,8 +814,8 @@ link_ready(SagaPollEntry *entry, uint32 events)
 
 /* ---- for connector.c ---- */
 
-void
-saga_link_open(SagaEndpoint *endpoint)
+static void
+open_link(SagaEndpoint *endpoint)
 {
 	MemoryContext context = AllocSetContextCreate(saga_connector_context(),
 												  "saga link",
@@ -844,14 +833,14 @@ saga_link_open(SagaEndpoint *endpoint)
 	start_resolving(link);
 }
 
-void
-saga_link_send(SagaLink *base, SagaConnCall *call)
+static void
+send_call(SagaLink *base, SagaConnCall *call)
 {
 	saga_call_send((SagaPqLink *) base);
 }
 
-void
-saga_link_close(SagaLink *base)
+static void
+close_link(SagaLink *base)
 {
 	SagaPqLink *link = (SagaPqLink *) base;
 
@@ -868,3 +857,11 @@ saga_link_close(SagaLink *base)
 		ReleaseExternalFD();
 	MemoryContextDelete(link->context);
 }
+
+const SagaConnector saga_libpq_connector = {
+	.link_is_connection = true,
+	.grace = 1 * SAGA_SECOND,	/* it ends the statement at its time-out */
+	.open = open_link,
+	.send = send_call,
+	.close = close_link,
+};

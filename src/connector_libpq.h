@@ -16,7 +16,7 @@
 #define SAGA_LINK_HOSTS			16
 #define SAGA_LINK_ADDRESSES		32
 #define SAGA_LINK_STATEMENTS	100 /* prepared ones kept on a connection */
-#define SAGA_LINK_ITEMS			20
+#define SAGA_LINK_ITEMS			128 /* a branch of two-phase commit has most */
 
 typedef enum SagaLinkState
 {
@@ -107,6 +107,10 @@ typedef struct SagaPqLink
 	bool		no_transaction; /* ... of a transaction that was none */
 	bool		counting;		/* DESCRIBING: RETURNING was added */
 	SagaStatement described;
+	int			part;			/* PREPARE: part that is described, or the
+								 * number of those that have answered */
+	bool		settling;		/* COMMIT, ROLLBACK PREPARED: it was gone, or
+								 * is; the key is looked at */
 } SagaPqLink;
 
 #define SAGA_OLDEST_SERVER		120000
@@ -152,11 +156,62 @@ extern Oid *saga_wire_types(const SagaTemplate *tmpl);
 /* Commands that may not be a step: COMMIT, DISCARD, ... */
 extern bool saga_statement_is_refused(const char *sql);
 
+/* One statement of a call: the call's own, or a part of it. */
+typedef struct SagaPiece
+{
+	const char *step;
+	const char *op;				/* of the barrier's key */
+	const SagaTemplate *tmpl;
+	char	  **values;
+	SagaResultShape shape;
+	int			expect_rows;
+	int			timeout_ms;
+	int			max_result;
+} SagaPiece;
+
+/* For connector_branch.c; they leave the exchange to be flushed by it. */
+extern void saga_call_begin(SagaPqLink *link, int timeout_ms);
+extern void saga_call_set_timeout(SagaPqLink *link, int timeout_ms);
+extern void saga_call_run_piece(SagaPqLink *link, const SagaPiece *piece,
+								const SagaStatement *statement);
+extern void saga_call_claim(SagaPqLink *link, const SagaRequest *request,
+							const char *op);
+extern void saga_call_restore_statements(SagaPqLink *link);
+
+/*
+ * The statement as it is prepared on this connection; NULL: it is being
+ * prepared (saga_call_described() comes next), or cannot be run as asked for
+ * and the call is answered.
+ */
+extern SagaStatement *saga_call_statement(SagaPqLink *link,
+										  const SagaPiece *piece);
+
+/* 'D...' done now, 'P...' was done, 'R' refused, ...; NULL: not understood. */
+extern const char *saga_call_answer_text(const PGresult *res);
+
+/* Was it our own claim that waited in vain?  Then no attempt was made. */
+extern bool saga_call_waited(const PGresult *res);
+extern void saga_call_uuid_text(const pg_uuid_t *uuid, char *out);
+extern void saga_call_time_text(TimestampTz t, char *out, size_t size);
+
 extern void saga_call_send(SagaPqLink *link);
 extern void saga_call_result(SagaPqLink *link, SagaItem item,
 							 const PGresult *res);
 extern void saga_call_described(SagaPqLink *link);
 extern void saga_call_ran(SagaPqLink *link);
 extern void saga_call_lost(SagaPqLink *link, const char *why);
+
+/* ---- connector_branch.c ---- */
+
+/* Is it one of the modes of two-phase commit? */
+extern bool saga_branch_is(const SagaConnCall *call);
+extern void saga_branch_piece(const SagaConnCall *call, int part,
+							  SagaPiece *piece);
+extern void saga_branch_send(SagaPqLink *link);
+extern void saga_branch_result(SagaPqLink *link, SagaItem item,
+							   const PGresult *res);
+
+/* All results are in; true: a further exchange is out, or the call is over. */
+extern bool saga_branch_ran(SagaPqLink *link);
 
 #endif							/* SAGA_CONNECTOR_LIBPQ_H */

@@ -30,7 +30,9 @@
 #include "compat.h"
 #include "coordinator.h"
 #include "guc.h"
+#include "http_result.h"
 #include "projector.h"
+#include "schedule.h"
 
 /* Locks of ours carry a field4 that no SQL function can produce. */
 #define SAGA_LOCK_CLASS		0x73616761
@@ -41,6 +43,9 @@
 #define LAZY_WRITE_RECORDS	512
 #define ADMIT_AT_ONCE		1000
 #define STANDBY_POLL_MS		5
+
+/* With more sagas than this, a poll looks for new ones only. */
+#define SCAN_ALL_BELOW		100000
 
 /* How a participant says that a later incarnation of us has called it. */
 #define STALE_EPOCH			"SGB04"
@@ -139,22 +144,23 @@ raise_epoch(SagaEpoch *epoch)
 	}
 }
 
-/* Every live saga of ours that we do not know. */
 static void
-scan_tables(void)
+found_live(const SagaLive *live)
+{
+	if (live->due != 0)
+		saga_sleeps(&live->id, live->due);
+	else
+		saga_arrive(&live->id, 0, live->priority);
+}
+
+/* Sagas of ours that we do not know, or of them those nobody has begun. */
+static void
+scan_tables(bool all)
 {
 	int			n;
-	SagaLive   *live;
 	SagaRingEntry *inbox;
 
-	live = saga_log_read_live(buckets, &n);
-	for (int i = 0; i < n; i++)
-	{
-		if (live[i].due != 0)
-			saga_sleeps(&live[i].id, live[i].due);
-		else
-			saga_arrive(&live[i].id, 0, live[i].priority);
-	}
+	saga_log_read_live(buckets, !all, found_live);
 	inbox = saga_log_list_inbox(buckets, &n);
 	for (int i = 0; i < n; i++)
 		saga_arrive(&inbox[i].saga_id, inbox[i].inbox_id, 0);
@@ -170,7 +176,7 @@ recover(void)
 	if (!saga_worker_begin("recovering sagas"))
 		proc_exit(0);
 	MemoryContextSwitchTo(loop_context);
-	scan_tables();
+	scan_tables(true);
 	outcomes = saga_log_read_outcomes(buckets, NULL, &n);
 	saga_recovered_outcomes(outcomes, n);
 	/* a saga whose end only an executor wrote is not among the live ones */
@@ -257,6 +263,7 @@ start(Datum main_arg)
 				 errdetail("New sagas are found every saga.safety_poll_interval only.")));
 	recover();
 	recovered_at = GetXLogInsertRecPtr();
+	me->ready_at = saga_now();
 	me->ready = true;
 	say("");
 	if (me->number == 0)
@@ -274,12 +281,17 @@ take_answer(SagaAnswer *answer)
 	SagaPayload *payload;
 	char	   *problem = NULL;
 
-	if (call == NULL)
+	if (call == NULL && !saga_orphans_asked(answer->tag))
 		return;
 	if (strcmp(answer->sqlstate, STALE_EPOCH) == 0)
 	{
 		/* no answer to the call: it is us whom they no longer listen to */
 		fenced = answer->message ? answer->message : "a participant refused this coordinator";
+		return;
+	}
+	if (call == NULL)
+	{
+		saga_orphans_answer(answer);
 		return;
 	}
 	payload = MemoryContextAllocZero(saga_turn_context, sizeof(SagaPayload));
@@ -288,13 +300,20 @@ take_answer(SagaAnswer *answer)
 		kind = SAGA_ANSWER_REFUSED;
 	else if (answer->has_sqlstate && kind != SAGA_ANSWER_UNKNOWN &&
 		kind != SAGA_ANSWER_DONE && kind != SAGA_ANSWER_REFUSED)
-		kind = saga_classify_sqlstate(answer->sqlstate, call->call);
+		kind = saga_classify_sqlstate(answer->sqlstate, answer->part > 0 ?
+									  call->call->parts[answer->part - 1] : call->call);
+	/* nobody was to answer later: being taken on is all there is */
+	if (kind == SAGA_ANSWER_ACCEPTED && !call->call->callback)
+		kind = SAGA_ANSWER_DONE;
 	if (answer->message)
 	{
 		StringInfoData message;
 		MemoryContext old = MemoryContextSwitchTo(saga_turn_context);
 
 		initStringInfo(&message);
+		if (answer->part > 0)
+			appendStringInfo(&message, "step \"%s\": ",
+							 call->call->part_names[answer->part - 1]);
 		appendStringInfoString(&message, answer->message);
 		if (answer->detail)
 			appendStringInfo(&message, " (%s)", answer->detail);
@@ -303,21 +322,23 @@ take_answer(SagaAnswer *answer)
 		payload->message = message.data;
 		MemoryContextSwitchTo(old);
 	}
-	if (kind == SAGA_ANSWER_DONE && answer->result)
+	if (kind == SAGA_ANSWER_DONE && (answer->result || answer->http_status))
 	{
 		MemoryContext old = MemoryContextSwitchTo(saga_turn_context);
 
-		payload->result = saga_result_from_text(call->call, answer->result, &problem);
+		payload->result = answer->http_status ?
+			saga_http_result(call->call, answer, &problem) :
+			saga_result_from_text(call->call, answer->result, &problem);
+		/* it was done: that stands, whatever it looks like */
 		if (problem)
-		{
-			/* it was done: that stands, whatever it looks like */
 			payload->message = psprintf("the result is not usable: %s", problem);
-			payload->result = NULL;
-		}
 		MemoryContextSwitchTo(old);
 	}
+	call->retry_after = answer->retry_after;
 	if (call->asks_first)
 		saga_asked_first(call, kind, answer->free, payload);
+	else if (kind == SAGA_ANSWER_DONE && call->op == SAGA_OP_ACTION && call->call->decline_if)
+		saga_ask_decline_if(call, payload);
 	else
 		saga_run_answer(call, kind, answer->free, payload);
 }
@@ -343,7 +364,7 @@ take_ring(void)
 	if (overflow)
 	{
 		saga_worker_look_again();
-		scan_tables();
+		scan_tables(saga_runs_known() < SCAN_ALL_BELOW);
 	}
 }
 
@@ -352,7 +373,8 @@ turn_is_empty(void)
 {
 	return saga_turn.nentries == 0 && saga_turn.nchanges == 0 &&
 		saga_turn.noutcomes == 0 && saga_turn.ninbox == 0 &&
-		saga_turn.nstuck == 0 && saga_turn.nwakeups == 0;
+		saga_turn.nstuck == 0 && saga_turn.nwakeups == 0 &&
+		saga_turn.nqueued == 0;
 }
 
 static bool
@@ -360,7 +382,7 @@ must_write(TimestampTz now)
 {
 	if (now < write_again)
 		return false;
-	return saga_turn_flush || saga_turn.nentries >= LAZY_WRITE_RECORDS ||
+	return saga_turn_flush || saga_turn_commit || saga_turn.nentries >= LAZY_WRITE_RECORDS ||
 		(saga_turn_since != 0 && now >= saga_turn_since + LAZY_WRITE_AFTER);
 }
 
@@ -428,13 +450,17 @@ turn(bool poll_tables)
 	MemoryContextSwitchTo(loop_context);
 
 	if (poll_tables)
-		scan_tables();
+		scan_tables(saga_runs_known() < SCAN_ALL_BELOW);
+	if (me->number == 0)
+		saga_orphans_look(poll_tables);
 	if (saga_now() >= next_upkeep)
 	{
 		next_upkeep = saga_now() + UPKEEP_EVERY;
-		saga_dispatch_upkeep();
+		saga_dispatch_job(SAGA_HOOK_UPKEEP);
 		saga_purge_barriers();
 	}
+	if (me->number == 0)
+		saga_schedules_look(poll_tables);
 	take_ring();
 	saga_worker_look_again();	/* at the rows the ring announced */
 	for (int i = 0; i < nanswers; i++)
@@ -454,8 +480,8 @@ turn(bool poll_tables)
 	}
 	MemoryContextReset(answers_context);
 	saga_dispatch_pump();
+	saga_runs_admit(buckets, ADMIT_AT_ONCE);	/* signals before their time-outs */
 	saga_runs_timers(saga_now());
-	saga_runs_admit(buckets, ADMIT_AT_ONCE);
 	if (saga_found_foreign)
 		hold_and_leave(SAGA_HELD_RESTORED);
 	saga_sends_release(durable_lsn());
@@ -552,8 +578,11 @@ sleep_for(TimestampTz next_poll)
 	TimestampTz now = saga_now();
 	SagaTime	due = Min(Min(next_poll, next_upkeep), saga_runs_next_due());
 
+	if (me->number == 0)
+		due = Min(due, saga_schedules_due());
+
 	if (!turn_is_empty())
-		due = Min(due, saga_turn_flush ? Max(now, write_again) :
+		due = Min(due, saga_turn_flush || saga_turn_commit ? Max(now, write_again) :
 				  Max(saga_turn_since + LAZY_WRITE_AFTER, write_again));
 	if (saga_sends_wait_for_standby(durable_lsn()))
 		due = Min(due, now + STANDBY_POLL_MS * 1000);

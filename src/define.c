@@ -172,6 +172,20 @@ read_steps(ArrayType *array, SagaDefineArgs *args)
 					  &args->steps, &args->step_nulls, &args->nsteps);
 }
 
+/* A NULL in it is no protocol, and reported as that. */
+static void
+read_protocols(ArrayType *array, SagaDefineArgs *args)
+{
+	Datum	   *values;
+	bool	   *nulls;
+
+	deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT,
+					  &values, &nulls, &args->nprotocols);
+	args->protocols = palloc(Max(1, args->nprotocols) * sizeof(char *));
+	for (int i = 0; i < args->nprotocols; i++)
+		args->protocols[i] = nulls[i] ? pstrdup("") : TextDatumGetCString(values[i]);
+}
+
 static void
 read_arguments(FunctionCallInfo fcinfo, SagaDefineArgs *args)
 {
@@ -180,17 +194,21 @@ read_arguments(FunctionCallInfo fcinfo, SagaDefineArgs *args)
 	if (!PG_ARGISNULL(1))
 		read_steps(PG_GETARG_ARRAYTYPE_P(1), args);
 	args->input = optional_text(fcinfo, 2);
-	args->deadline = optional_interval(fcinfo, 3);
-	args->retention = optional_interval(fcinfo, 4);
-	args->key_retention = optional_interval(fcinfo, 5);
-	args->has_max_running = !PG_ARGISNULL(6);
-	args->max_running = args->has_max_running ? PG_GETARG_INT32(6) : 0;
-	args->has_priority = !PG_ARGISNULL(7);
-	args->priority = args->has_priority ? PG_GETARG_INT32(7) : 0;
-	args->compensation_order = optional_text(fcinfo, 8);
-	args->on_completed = optional_text(fcinfo, 9);
-	args->on_compensated = optional_text(fcinfo, 10);
-	args->on_stuck = optional_text(fcinfo, 11);
+	args->output = optional_text(fcinfo, 3);
+	args->deadline = optional_interval(fcinfo, 4);
+	args->retention = optional_interval(fcinfo, 5);
+	args->key_retention = optional_interval(fcinfo, 6);
+	args->has_max_running = !PG_ARGISNULL(7);
+	args->max_running = args->has_max_running ? PG_GETARG_INT32(7) : 0;
+	args->has_priority = !PG_ARGISNULL(8);
+	args->priority = args->has_priority ? PG_GETARG_INT32(8) : 0;
+	args->protocol = optional_text(fcinfo, 9);
+	if (!PG_ARGISNULL(10))
+		read_protocols(PG_GETARG_ARRAYTYPE_P(10), args);
+	args->compensation_order = optional_text(fcinfo, 11);
+	args->on_completed = optional_text(fcinfo, 12);
+	args->on_compensated = optional_text(fcinfo, 13);
+	args->on_stuck = optional_text(fcinfo, 14);
 }
 
 static void
@@ -317,6 +335,7 @@ saga_define(PG_FUNCTION_ARGS)
 	check_body_size(row.name, row.body);
 
 	def = saga_definition_compile(&row, &faults);
+	saga_definition_check_calls(def, &faults);
 	saga_definition_check_world(def, &faults);
 	saga_faults_raise(&faults, psprintf("definition of saga \"%s\" is refused",
 										row.name));

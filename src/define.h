@@ -1,10 +1,10 @@
 /*
  * define.h
  *		Between the files that make and load definitions: define.c (SQL
- *		functions), define_body.c (nodes -> stored body), define_check.c (what
- *		only the server and the participants know), definition.c
- *		(stored body -> SagaDefinition), definition_cache.c (table, caches),
- *		rights.c.
+ *		functions), define_body.c and define_props.c (nodes -> stored body),
+ *		define_check.c (what only the server and the participants know),
+ *		define_calls.c (what other definitions say), definition.c (stored body
+ *		-> SagaDefinition), definition_cache.c (table, caches), rights.c.
  */
 #ifndef SAGA_DEFINE_H
 #define SAGA_DEFINE_H
@@ -23,6 +23,9 @@
 
 #define SAGA_DEFAULT_TIMEOUT		(30 * SAGA_SECOND)
 #define SAGA_MAX_TIMEOUT			(86400 * SAGA_SECOND)
+
+/* Longest deadline, retention and wait: keeps sums of times far from overflow. */
+#define SAGA_MAX_SECONDS			(100.0 * 366 * 86400)
 
 /* ---- faults: gathered, reported together ---- */
 
@@ -67,6 +70,7 @@ typedef struct SagaDefineArgs
 	Datum	   *steps;			/* jsonb */
 	bool	   *step_nulls;
 	char	   *input;
+	char	   *output;
 	Interval   *deadline;
 	Interval   *retention;
 	Interval   *key_retention;
@@ -74,6 +78,9 @@ typedef struct SagaDefineArgs
 	int32		max_running;
 	bool		has_priority;
 	int32		priority;
+	char	   *protocol;
+	int			nprotocols;
+	char	  **protocols;
 	char	   *compensation_order;
 	char	   *on_completed;
 	char	   *on_compensated;
@@ -124,7 +131,16 @@ extern int	saga_system_name(const char *name);
 extern void saga_definition_check_world(const SagaDefinition *def,
 										SagaFaults *faults);
 
-/* Does any action, compensation or hook run in this database? */
+/* ---- define_calls.c ---- */
+
+/*
+ * The definitions that are called: do they exist, may the owner start them,
+ * do they lead back here?
+ */
+extern void saga_definition_check_calls(const SagaDefinition *def,
+										SagaFaults *faults);
+
+/* Does any action, compensation, hook or expression run in this database? */
 extern bool saga_definition_has_local(const SagaDefinition *def);
 
 /* ---- definition_cache.c ---- */

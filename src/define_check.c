@@ -197,20 +197,44 @@ add_statement(Check *check, const char *step, const char *part,
 	s->call = call;
 }
 
+static const char *
+control_part(const SagaDefinition *def, int node)
+{
+	switch (def->graph->nodes[node].kind)
+	{
+		case SAGA_NODE_BRANCH:
+			return "case";
+		case SAGA_NODE_EACH:
+			return "for_each";
+		case SAGA_NODE_LOOP:
+			return "while";
+		default:
+			return "time";
+	}
+}
+
 static void
 collect_statements(Check *check)
 {
 	const SagaDefinition *def = check->def;
 	int			nnodes = def->graph->nnodes;
 
-	check->statements = palloc((2 * nnodes + 3) * sizeof(Statement));
+	check->statements = palloc((5 * nnodes + 4) * sizeof(Statement));
 	for (int i = 0; i < nnodes; i++)
 	{
 		const char *step = def->graph->nodes[i].name;
+		const SagaCall *action = def->action[i];
 
-		add_statement(check, step, "action", def->action[i]);
+		add_statement(check, step, "condition", def->condition[i]);
+		add_statement(check, step, control_part(def, i), def->control[i]);
+		add_statement(check, step,
+					  action && action->kind == SAGA_CALL_CHILD ? "input" : "action",
+					  action);
+		if (action != NULL)
+			add_statement(check, step, "decline_if", action->decline_if);
 		add_statement(check, step, "compensation", def->compensation[i]);
 	}
+	add_statement(check, NULL, "output", def->output);
 	add_statement(check, NULL, "on_completed", def->on_completed);
 	add_statement(check, NULL, "on_compensated", def->on_compensated);
 	add_statement(check, NULL, "on_stuck", def->on_stuck);
@@ -252,6 +276,13 @@ ask_participant(Check *check, const SagaServer *server, Statement **asked, int n
 		requests[i].types = types;
 	}
 	unreachable = saga_participant_parse(server, requests, n);
+	if (unreachable == NULL &&
+		(check->def->protocols & (1 << SAGA_PROTOCOL_TWO_PHASE)) != 0 &&
+		!saga_participant_prepares(server))
+		saga_fault(check->faults, NULL,
+				   "Set max_prepared_transactions there to more than the sagas that run at a time, and restart it; or allow protocol 'saga' only.",
+				   "server \"%s\" cannot take part in two-phase commit: its max_prepared_transactions is 0",
+				   server->name);
 	if (unreachable != NULL)
 		ereport(WARNING,
 				(errcode(ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION),
@@ -291,6 +322,9 @@ check_server(Check *check, const char *name, bool parse)
 		if (error != NULL)
 			add_fault(check, s, unpack_sql_state(error->sqlerrcode),
 					  error->message, error->hint);
+		/* a request has been checked in full when it was compiled */
+		if (s->call->tmpl->kind == SAGA_TEMPLATE_HTTP)
+			continue;
 		/* more than a syntax error of ours is a fault in any version */
 		if (s->error != NULL &&
 			(s->error->sqlerrcode != ERRCODE_SYNTAX_ERROR || error != NULL))
@@ -327,15 +361,26 @@ check_servers(Check *check)
 	}
 }
 
+/* Does it run SQL of the owner's in this database? */
+static bool
+is_local(const SagaCall *call)
+{
+	if (call == NULL)
+		return false;
+	if (call->decline_if != NULL && !call->decline_if->plain)
+		return true;
+	return call->server == NULL && call->tmpl != NULL && !call->plain;
+}
+
 bool
 saga_definition_has_local(const SagaDefinition *def)
 {
 	for (int i = 0; i < def->graph->nnodes; i++)
-		if ((def->action[i] && def->action[i]->server == NULL) ||
-			(def->compensation[i] && def->compensation[i]->server == NULL))
+		if (is_local(def->action[i]) || is_local(def->compensation[i]) ||
+			is_local(def->condition[i]) || is_local(def->control[i]))
 			return true;
-	return def->on_completed != NULL || def->on_compensated != NULL ||
-		def->on_stuck != NULL;
+	return is_local(def->output) || is_local(def->on_completed) ||
+		is_local(def->on_compensated) || is_local(def->on_stuck);
 }
 
 void
@@ -354,6 +399,8 @@ saga_definition_check_world(const SagaDefinition *def, SagaFaults *faults)
 		Statement  *s = &check.statements[i];
 		ParseArg	arg = {def, s->call};
 
+		if (s->call->tmpl->kind == SAGA_TEMPLATE_HTTP)
+			continue;
 		s->error = saga_try(parse_statement, &arg);
 		if (s->error != NULL && s->call->server == NULL)
 			add_error_fault(&check, s);

@@ -18,26 +18,44 @@
  *	 "compensation_order": "graph" | "parallel",
  *	 "on_completed": sql, "on_compensated": sql, "on_stuck": sql}
  *
- * node is one of
+ * and further "output": expression, "protocol": "two_phase", "protocols":
+ * ["saga", "two_phase"] where start() may choose.  A node is one of
  *
  *	{"kind": "step", "name": "payment", "action": sql, "server": "payments",
- *	 "compensation": sql | "none", "after": ["a", "b"], "pivot": true,
- *	 "retriable": true | false, "timeout": 30, "retry": policy,
- *	 "on_failure": "compensate" | "continue" | "stuck",
- *	 "result": "rows" | "first" | "none", "returns": type, "expect_rows": 1,
+ *	 "compensation": sql | "none", "pivot": true, "retriable": true | false,
+ *	 "timeout": 30, "retry": policy, "result": "rows" | "first" | "none",
+ *	 "returns": type, "expect_rows": 1, "for_each": expression,
+ *	 "max_parallel": 4, "decline_if": expression, "callback": true,
+ *	 "callback_timeout": 3600, "delivery": "at_most_once", "queue": "gpu",
  *	 "compensation_server": "" (this database) | name,
  *	 "compensation_timeout": 30, "compensation_retry": policy}
- *	{"kind": "undo", "name": ..., "compensation": sql, "server", "after",
- *	 "timeout", "retry"}
- *	{"kind": "parallel", "nodes": [node, ...], "after": [...]}
+ *	{"kind": "undo", "name", "compensation": sql, "server", "timeout", "retry"}
+ *	{"kind": "call", "name", "definition": name, "input": expression,
+ *	 "for_each", "max_parallel", "pivot", "retry"}
+ *	{"kind": "sleep", "name", "duration": expression}
+ *	{"kind": "sleep_until", "name", "at": expression}
+ *	{"kind": "signal", "name", "signal": name, "timeout": 3600,
+ *	 "on_timeout": "continue"}
+ *	{"kind": "branch", "name", "cases":
+ *	 [{"kind": "when", "condition": expression, "steps": [node, ...]}, ...,
+ *	  {"kind": "otherwise", "steps": [...]}]}
+ *	{"kind": "loop", "name", "steps": [...], "while": expression, "max": 10}
+ *	{"kind": "savepoint", "name", "max_tries": 3}
+ *	{"kind": "parallel", "nodes": [node, ...]}
  *
- * and policy {"max_attempts": 0 (no limit) .., "initial_interval",
+ * each with "after": ["a", "b"], "condition": expression and "on_failure":
+ * "compensate" | "continue" | "stuck" | "goto:<savepoint>" where it says so;
+ * policy is {"max_attempts": 0 (no limit) .., "initial_interval",
  * "max_interval", "backoff", "jitter", "decline_on": ["23", "P0001"],
  * "retry_on", "stuck_on"}.
  *
  * Order: a node waits for the whole of what is listed before it; "after" on a
  * node, or on the group it is in, replaces that.  Only direct predecessors
- * become edges.
+ * become edges.  A group's condition is one of each of its members; on_failure
+ * of a group, branch or loop is that of all nodes in it that have none.
+ *
+ * A step with for_each becomes two nodes of its name: an EACH, and in its body
+ * the STEP that each element has a run of.
  */
 #include "postgres.h"
 
@@ -49,6 +67,8 @@
 
 #include "compat.h"
 #include "compile.h"
+#include "server.h"
+#include "two_phase.h"
 #include "types.h"
 
 /* ---- JSON objects ---- */
@@ -131,8 +151,9 @@ get_texts(JsonbContainer *object, const char *key, int *n)
 
 /* ---- calls ---- */
 
-static SagaCall *
-new_call(const char *server, SagaTime timeout, JsonbContainer *retry)
+SagaCall *
+saga_compile_new_call(const char *server, SagaTime timeout,
+					  JsonbContainer *retry)
 {
 	SagaCall   *call = palloc0(sizeof(SagaCall));
 
@@ -192,82 +213,383 @@ set_result_options(SagaCompile *c, SagaCall *call, JsonbContainer *json)
 											   CurrentMemoryContext);
 }
 
+/* ---- nodes ---- */
+
+static SagaNodeKind
+node_kind(const SagaCompileNode *from)
+{
+	static const struct
+	{
+		const char *name;
+		SagaNodeKind kind;
+	}			kinds[] =
+	{
+		{"undo", SAGA_NODE_UNDO},
+		{"sleep", SAGA_NODE_SLEEP},
+		{"sleep_until", SAGA_NODE_SLEEP},
+		{"signal", SAGA_NODE_SIGNAL},
+		{"branch", SAGA_NODE_BRANCH},
+		{"loop", SAGA_NODE_LOOP},
+		{"savepoint", SAGA_NODE_SAVEPOINT},
+	};
+
+	if (saga_json_get(from->json, "for_each") != NULL && !from->element)
+		return SAGA_NODE_EACH;
+	for (int i = 0; i < (int) lengthof(kinds); i++)
+		if (strcmp(kinds[i].name, saga_node_kind(from->json)) == 0)
+			return kinds[i].kind;
+	return SAGA_NODE_STEP;
+}
+
+/* Signals are numbered as they are first waited for. */
+static int
+signal_number(SagaGraph *graph, const char *name)
+{
+	for (int i = 0; i < graph->nsignals; i++)
+		if (strcmp(graph->signals[i], name) == 0)
+			return i;
+	graph->signals[graph->nsignals] = pstrdup(name);
+	return graph->nsignals++;
+}
+
+/* The compensation of a step, or what undo_step() consists of. */
+static void
+compile_compensation(SagaCompile *c, int i)
+{
+	JsonbContainer *json = c->nodes[i].json;
+	SagaNode   *node = &c->def->graph->nodes[i];
+	char	   *text = saga_json_text(json, "compensation");
+	char	   *server = saga_json_text(json, "compensation_server");
+	JsonbContainer *retry = saga_json_container(json, "compensation_retry");
+	SagaCall   *call;
+
+	if (node->kind == SAGA_NODE_UNDO)
+		retry = saga_json_container(json, "retry");
+	else if (text != NULL && strcmp(text, "none") == 0)
+	{
+		c->undo_waived[i] = true;
+		text = NULL;
+	}
+	set_retry(&node->undo_retry, retry);
+	node->undo_retry.max_attempts = 0;
+	node->has_compensation = text != NULL;
+	if (text == NULL)
+		return;
+	call = saga_compile_new_call(server ? server : saga_json_text(json, "server"),
+								 get_time(json, "compensation_timeout",
+										  get_time(json, "timeout",
+												   SAGA_DEFAULT_TIMEOUT)),
+								 retry);
+	call->shape = SAGA_RESULT_FIRST;
+	c->def->compensation[i] = call;
+	node->compensation_local = call->server == NULL;
+}
+
+static void
+compile_step(SagaCompile *c, int i)
+{
+	JsonbContainer *json = c->nodes[i].json;
+	SagaNode   *node = &c->def->graph->nodes[i];
+	char	   *delivery = saga_json_text(json, "delivery");
+	SagaCall   *action;
+
+	action = saga_compile_new_call(saga_json_text(json, "server"),
+								   get_time(json, "timeout", SAGA_DEFAULT_TIMEOUT),
+								   saga_json_container(json, "retry"));
+	c->def->action[i] = action;
+	set_result_options(c, action, json);
+	action->queue = saga_json_text(json, "queue");
+	if (action->queue != NULL)
+		action->kind = SAGA_CALL_QUEUE;
+	action->callback = action->queue != NULL || saga_json_bool(json, "callback");
+	node->pivot = saga_json_bool(json, "pivot");
+	node->timeout = get_time(json, "callback_timeout", 0);
+	node->at_most_once = delivery != NULL && strcmp(delivery, "at_most_once") == 0;
+	node->action_local = action->server == NULL && action->queue == NULL;
+	compile_compensation(c, i);
+}
+
+/*
+ * A saga of another definition: starting it is a local action, and undoing it
+ * a local compensation, both of which are answered when it ends.
+ */
+static void
+compile_child(SagaCompile *c, int i)
+{
+	JsonbContainer *json = c->nodes[i].json;
+	SagaNode   *node = &c->def->graph->nodes[i];
+	SagaCall  **calls[] = {&c->def->action[i], &c->def->compensation[i]};
+
+	for (int j = 0; j < (int) lengthof(calls); j++)
+	{
+		*calls[j] = saga_compile_new_call(NULL, SAGA_DEFAULT_TIMEOUT,
+										  saga_json_container(json, "retry"));
+		(*calls[j])->kind = SAGA_CALL_CHILD;
+		(*calls[j])->child = saga_json_text(json, "definition");
+		(*calls[j])->callback = true;
+	}
+	node->pivot = saga_json_bool(json, "pivot");
+	node->has_compensation = true;
+	node->action_local = true;
+	node->compensation_local = true;
+}
+
 /* All of a node but its texts and its place in the order. */
 static void
-compile_node(SagaCompile *c, int i, bool *undo_waived)
+compile_node(SagaCompile *c, int i)
 {
-	JsonbContainer *json = c->json[i];
-	SagaDefinition *def = c->def;
-	SagaNode   *node = &def->graph->nodes[i];
-	char	   *server = saga_json_text(json, "server");
-	char	   *undo_server = saga_json_text(json, "compensation_server");
-	char	   *failure = saga_json_text(json, "on_failure");
-	char	   *compensation = saga_json_text(json, "compensation");
-	SagaTime	timeout = get_time(json, "timeout", SAGA_DEFAULT_TIMEOUT);
-	JsonbContainer *retry = saga_json_container(json, "retry");
-	JsonbContainer *undo_retry = saga_json_container(json, "compensation_retry");
+	JsonbContainer *json = c->nodes[i].json;
+	SagaGraph  *graph = c->def->graph;
+	SagaNode   *node = &graph->nodes[i];
+	char	   *text;
 
-	node->kind = strcmp(saga_node_kind(json), "undo") == 0
-		? SAGA_NODE_UNDO : SAGA_NODE_STEP;
-	if (node->kind == SAGA_NODE_UNDO)
-		undo_retry = retry;
-	else if (compensation != NULL && strcmp(compensation, "none") == 0)
-	{
-		undo_waived[i] = true;
-		compensation = NULL;
-	}
-	if (undo_server == NULL)
-		undo_server = server;
-
-	node->pivot = saga_json_bool(json, "pivot");
-	if (failure != NULL)
-		node->on_failure = strcmp(failure, "continue") == 0 ? SAGA_FAILURE_CONTINUE :
-			strcmp(failure, "stuck") == 0 ? SAGA_FAILURE_STUCK :
-			SAGA_FAILURE_COMPENSATE;
-	set_retry(&node->retry, retry);
-	set_retry(&node->undo_retry, undo_retry);
+	node->kind = node_kind(&c->nodes[i]);
+	set_retry(&node->retry, saga_json_container(json, "retry"));
+	set_retry(&node->undo_retry, NULL);
 	node->undo_retry.max_attempts = 0;
-	node->has_compensation = compensation != NULL;
+	node->has_condition = !c->nodes[i].element &&
+		(c->nodes[i].conditions != NIL || saga_json_get(json, "condition") != NULL);
+	c->undo_waived[i] = node->kind != SAGA_NODE_STEP && node->kind != SAGA_NODE_UNDO;
 
-	if (node->kind == SAGA_NODE_STEP)
+	switch (node->kind)
 	{
-		def->action[i] = new_call(server, timeout, retry);
-		set_result_options(c, def->action[i], json);
+		case SAGA_NODE_STEP:
+			if (strcmp(saga_node_kind(json), "call") == 0)
+				compile_child(c, i);
+			else
+				compile_step(c, i);
+			break;
+		case SAGA_NODE_UNDO:
+			compile_compensation(c, i);
+			break;
+		case SAGA_NODE_SIGNAL:
+			text = saga_json_text(json, "signal");
+			node->signal = signal_number(graph, text ? text : "");
+			node->timeout = get_time(json, "timeout", 0);
+			node->timeout_continue = saga_json_get(json, "on_timeout") != NULL;
+			break;
+		case SAGA_NODE_BRANCH:
+			if (saga_json_container(json, "cases") != NULL)
+				node->ncases = JsonContainerSize(saga_json_container(json, "cases"));
+			break;
+		case SAGA_NODE_EACH:
+			node->max_parallel = (int) saga_json_number(json, "max_parallel", 0);
+			break;
+		case SAGA_NODE_LOOP:
+			node->max_iterations = (int) saga_json_number(json, "max", 0);
+			node->has_while = saga_json_get(json, "while") != NULL;
+			break;
+		case SAGA_NODE_SAVEPOINT:
+			node->max_tries = (int) saga_json_number(json, "max_tries", 0);
+			break;
+		case SAGA_NODE_SLEEP:
+			break;
 	}
-	node->action_local = def->action[i] != NULL && def->action[i]->server == NULL;
-	if (compensation != NULL)
+}
+
+/* ---- texts ---- */
+
+/* Its own condition, and those of the groups around it. */
+static SagaCall *
+compile_condition(SagaCompile *c, int i)
+{
+	SagaPlace	place = {.c = c,.node = i,.part = "condition"};
+	List	   *texts = list_copy(c->nodes[i].conditions);
+	char	   *own = saga_json_text(c->nodes[i].json, "condition");
+	StringInfoData all;
+	ListCell   *lc;
+
+	if (own != NULL)
+		texts = lappend(texts, own);
+	if (list_length(texts) == 1)
+		return saga_compile_expression(&place, SAGA_EXPR_BOOLEAN, linitial(texts));
+
+	/* each by itself first: a fault is one of the text that has it */
+	initStringInfo(&all);
+	foreach(lc, texts)
 	{
-		def->compensation[i] = new_call(undo_server,
-										get_time(json, "compensation_timeout",
-												 timeout),
-										undo_retry);
-		def->compensation[i]->shape = SAGA_RESULT_FIRST;
-		node->compensation_local = def->compensation[i]->server == NULL;
+		if (saga_compile_expression(&place, SAGA_EXPR_BOOLEAN, lfirst(lc)) == NULL)
+			return NULL;
+		appendStringInfo(&all, "%s(%s\n)::boolean",
+						 all.len > 0 ? " AND " : "", (char *) lfirst(lc));
+	}
+	return saga_compile_expression(&place, SAGA_EXPR_BOOLEAN, all.data);
+}
+
+static SagaCall *
+compile_branch(SagaCompile *c, int i)
+{
+	SagaPlace	place = {.c = c,.node = i,.part = "case"};
+	JsonbContainer *cases = saga_json_container(c->nodes[i].json, "cases");
+	List	   *texts = NIL;
+	int			n = c->def->graph->nodes[i].ncases;
+
+	for (int k = 0; k < n; k++)
+	{
+		JsonbValue *v = getIthJsonbValueFromContainer(cases, k);
+		char	   *text = v->type == jbvBinary
+			? saga_json_text(v->val.binary.data, "condition") : NULL;
+
+		if (text != NULL)
+			texts = lappend(texts, text);
+	}
+	/* 'otherwise' is the last, and has none */
+	return saga_compile_cases(&place, texts,
+							  list_length(texts) < n ? n - 1 : -1);
+}
+
+/*
+ * The elements; where they are a path alone to something of a declared array
+ * type, the type of one is known.
+ */
+static SagaCall *
+compile_items(SagaCompile *c, int i)
+{
+	SagaPlace	place = {.c = c,.node = i,.part = "for_each"};
+	SagaScope  *body = &c->def->graph->scopes[c->def->graph->nodes[i].body];
+	SagaCall   *call;
+	const SagaType *type;
+
+	call = saga_compile_expression(&place, SAGA_EXPR_JSON,
+								   saga_json_text(c->nodes[i].json, "for_each"));
+	if (call == NULL || call->tmpl->nparams != 1 ||
+		strcmp(call->tmpl->sql, "SELECT pg_catalog.to_jsonb(($1\n))") != 0)
+		return call;
+	type = call->tmpl->params[0].type_info;
+	if (type != NULL && type->kind == SAGA_TYPE_ARRAY)
+		c->nodes[body->first].item_type = type->elem;
+	return call;
+}
+
+static SagaCall *
+compile_control(SagaCompile *c, int i)
+{
+	JsonbContainer *json = c->nodes[i].json;
+	SagaPlace	place = {.c = c,.node = i};
+	bool		until;
+	char	   *text;
+
+	switch (c->def->graph->nodes[i].kind)
+	{
+		case SAGA_NODE_BRANCH:
+			return compile_branch(c, i);
+		case SAGA_NODE_EACH:
+			return compile_items(c, i);
+		case SAGA_NODE_LOOP:
+			place.part = "while";
+			place.own_body = true;
+			text = saga_json_text(json, "while");
+			return text == NULL ? NULL
+				: saga_compile_expression(&place, SAGA_EXPR_WHILE, text);
+		case SAGA_NODE_SLEEP:
+			until = strcmp(saga_node_kind(json), "sleep_until") == 0;
+			place.part = until ? "at" : "duration";
+			text = saga_json_text(json, place.part);
+			return text == NULL ? NULL
+				: saga_compile_expression(&place, until ? SAGA_EXPR_INSTANT
+										  : SAGA_EXPR_DURATION, text);
+		default:
+			return NULL;
+	}
+}
+
+/*
+ * Is the text that of an HTTP request?  A server that is gone can no longer
+ * tell, but the text can.
+ */
+static bool
+is_http(const SagaCall *call, const char *text)
+{
+	SagaServerKind kind;
+
+	if (call->server == NULL)
+		return false;
+	if (saga_server_kind(call->server, &kind))
+		return kind == SAGA_SERVER_HTTP;
+	return saga_template_looks_http(text);
+}
+
+static void
+set_expression(SagaCall *call, const SagaCall *expression)
+{
+	if (expression == NULL)
+		return;
+	call->tmpl = expression->tmpl;
+	call->plain = expression->plain;
+}
+
+static void
+compile_action(SagaCompile *c, int i)
+{
+	JsonbContainer *json = c->nodes[i].json;
+	SagaCall   *action = c->def->action[i];
+	SagaPlace	place = {.c = c,.node = i,.part = "action"};
+	SagaCall   *expression;
+	char	   *text;
+
+	if (action->kind == SAGA_CALL_CHILD)
+	{
+		place.part = "input";
+		text = saga_json_text(json, "input");
+		expression = saga_compile_expression(&place, SAGA_EXPR_JSON,
+											 text ? text : "{}");
+		set_expression(action, expression);
+		return;
+	}
+	place.token = action->callback;
+	place.remote = action->server != NULL;
+	text = saga_json_text(json, "action");
+	if (text != NULL && action->kind == SAGA_CALL_QUEUE)
+	{
+		expression = saga_compile_expression(&place, SAGA_EXPR_JSON, text);
+		set_expression(action, expression);
+	}
+	else if (text != NULL)
+	{
+		place.http = is_http(action, text);
+		if (place.http)
+			action->kind = SAGA_CALL_HTTP;
+		if (place.http && (action->expect_rows >= 0 ||
+						   action->shape == SAGA_RESULT_ROWS ||
+						   action->shape == SAGA_RESULT_FIRST))
+			saga_fault(c->faults, c->def->graph->nodes[i].name,
+					   "Of an HTTP step, result can be 'none' only.",
+					   "an HTTP answer has no rows");
+		action->tmpl = saga_compile_template(&place, text);
+	}
+	text = saga_json_text(json, "decline_if");
+	if (text != NULL)
+	{
+		SagaPlace	answer = {.c = c,.node = i,.part = "decline_if",
+			.own_result = true};
+
+		action->decline_if = saga_compile_expression(&answer, SAGA_EXPR_BOOLEAN,
+													 text);
 	}
 }
 
 static void
 compile_texts(SagaCompile *c, int i)
 {
-	JsonbContainer *json = c->json[i];
-	SagaCall   *action = c->def->action[i];
-	SagaCall   *compensation = c->def->compensation[i];
+	SagaDefinition *def = c->def;
+	SagaCall   *compensation = def->compensation[i];
 	char	   *text;
-	SagaPlace		place = {.c = c,.node = i};
 
-	if (action != NULL && (text = saga_json_text(json, "action")) != NULL)
+	if (def->graph->nodes[i].has_condition)
+		def->condition[i] = compile_condition(c, i);
+	def->control[i] = compile_control(c, i);
+	if (def->action[i] != NULL)
+		compile_action(c, i);
+	if (compensation != NULL && compensation->kind != SAGA_CALL_CHILD)
 	{
-		place.part = "action";
-		place.remote = action->server != NULL;
-		action->tmpl = saga_compile_template(&place, text);
-	}
-	if (compensation != NULL)
-	{
-		place.part = "compensation";
-		place.undo = true;
-		place.remote = compensation->server != NULL;
-		compensation->tmpl = saga_compile_template(&place,
-											  saga_json_text(json, "compensation"));
+		SagaPlace	place = {.c = c,.node = i,.part = "compensation",.undo = true,
+			.remote = compensation->server != NULL};
+
+		text = saga_json_text(c->nodes[i].json, "compensation");
+		place.http = is_http(compensation, text);
+		if (place.http)
+			compensation->kind = SAGA_CALL_HTTP;
+		compensation->tmpl = saga_compile_template(&place, text);
 	}
 }
 
@@ -275,15 +597,25 @@ static SagaCall *
 compile_hook(SagaCompile *c, JsonbContainer *body, const char *key)
 {
 	char	   *text = saga_json_text(body, key);
-	SagaPlace		place = {.c = c,.node = -1,.part = key};
+	SagaPlace	place = {.c = c,.node = -1,.part = key};
 	SagaCall   *call;
 
 	if (text == NULL)
 		return NULL;
-	call = new_call(NULL, SAGA_DEFAULT_TIMEOUT, NULL);
+	call = saga_compile_new_call(NULL, SAGA_DEFAULT_TIMEOUT, NULL);
 	call->shape = SAGA_RESULT_NONE;
 	call->tmpl = saga_compile_template(&place, text);
 	return call;
+}
+
+static SagaCall *
+compile_output(SagaCompile *c, JsonbContainer *body)
+{
+	SagaPlace	place = {.c = c,.node = -1,.part = "output"};
+	char	   *text = saga_json_text(body, "output");
+
+	return text == NULL ? NULL
+		: saga_compile_expression(&place, SAGA_EXPR_JSON, text);
 }
 
 /* ---- the whole ---- */
@@ -343,7 +675,7 @@ arena_alloc(SagaArena *arena, size_t size)
 }
 
 static void
-finish_graph(SagaCompile *c, bool *undo_waived)
+finish_graph(SagaCompile *c)
 {
 	SagaGraph  *graph = c->def->graph;
 	SagaArena	arena = {arena_alloc, c->def->context};
@@ -359,14 +691,14 @@ finish_graph(SagaCompile *c, bool *undo_waived)
 		ListCell   *lc;
 
 		has_pivot |= node->pivot;
-		node->deps = palloc(Max(1, list_length(c->deps[i])) * sizeof(int32));
-		foreach(lc, c->deps[i])
+		node->deps = palloc(Max(1, list_length(c->nodes[i].deps)) * sizeof(int32));
+		foreach(lc, c->nodes[i].deps)
 			node->deps[node->ndeps++] = lfirst_int(lc);
 	}
 	/* without a pivot, no compensation just means that nothing is undone */
-	if (!has_pivot)
-		memset(undo_waived, true, graph->nnodes);
-	n = saga_graph_finish(graph, undo_waived, &arena, found, max);
+	if (!has_pivot || (c->def->protocols & (1 << SAGA_PROTOCOL_SAGA)) == 0)
+		memset(c->undo_waived, true, graph->nnodes);
+	n = saga_graph_finish(graph, c->undo_waived, &arena, found, max);
 	for (int i = 0; i < Min(n, max); i++)
 	{
 		const char *name = graph->nodes[found[i].node].name;
@@ -381,25 +713,22 @@ finish_graph(SagaCompile *c, bool *undo_waived)
 					   "the step may have to be undone and has no compensation");
 	}
 	for (int i = 0; i < graph->nnodes; i++)
-	{
-		SagaNode   *node = &graph->nodes[i];
-		JsonbValue *retriable = saga_json_get(c->json[i], "retriable");
-
-		if (node->retry.max_attempts < 0)
-			node->retry.max_attempts = node->after_pivot ? 0 : 10;
-		if (node->after_pivot && retriable != NULL &&
-			retriable->type == jbvBool && !retriable->val.boolean)
-			saga_fault(c->faults, node->name,
-					   "After the pivot there is no way back: put the step before it, or make it one that can be repeated until it succeeds.",
-					   "the step comes after the pivot and is not retriable");
-	}
+		if (graph->nodes[i].retry.max_attempts < 0)
+			graph->nodes[i].retry.max_attempts =
+				graph->nodes[i].after_pivot ? 0 : 10;
 }
 
 static void
 compile_options(SagaDefinition *def, JsonbContainer *body)
 {
 	char	   *order = saga_json_text(body, "compensation_order");
+	char	   *protocol = saga_json_text(body, "protocol");
 
+	def->protocol = protocol != NULL && strcmp(protocol, "two_phase") == 0
+		? SAGA_PROTOCOL_TWO_PHASE : SAGA_PROTOCOL_SAGA;
+	def->protocols = saga_json_get(body, "protocols") == NULL
+		? 1 << def->protocol
+		: 1 << SAGA_PROTOCOL_SAGA | 1 << SAGA_PROTOCOL_TWO_PHASE;
 	def->graph->undo_order = order == NULL ? SAGA_UNDO_REVERSE :
 		strcmp(order, "graph") == 0 ? SAGA_UNDO_GRAPH :
 		strcmp(order, "parallel") == 0 ? SAGA_UNDO_PARALLEL : SAGA_UNDO_REVERSE;
@@ -414,19 +743,26 @@ static void
 compile_nodes(SagaCompile *c)
 {
 	SagaDefinition *def = c->def;
-	bool	   *undo_waived;
+	int			n = Max(1, c->nnodes);
 
-	undo_waived = MemoryContextAllocZero(c->scratch, Max(1, c->nnodes));
-	def->action = palloc0(Max(1, c->nnodes) * sizeof(SagaCall *));
-	def->compensation = palloc0(Max(1, c->nnodes) * sizeof(SagaCall *));
+	c->undo_waived = MemoryContextAllocZero(c->scratch, n);
+	def->action = palloc0(n * sizeof(SagaCall *));
+	def->compensation = palloc0(n * sizeof(SagaCall *));
+	def->condition = palloc0(n * sizeof(SagaCall *));
+	def->control = palloc0(n * sizeof(SagaCall *));
+	def->graph->signals = palloc0(n * sizeof(char *));
 
-	/* declared types of all results first: texts refer to them */
+	/* kinds and declared types of all results first: texts refer to them */
 	for (int i = 0; i < c->nnodes; i++)
-		compile_node(c, i, undo_waived);
+		compile_node(c, i);
 	for (int i = 0; i < c->nnodes; i++)
 		compile_texts(c, i);
-	if (!c->cyclic && c->nnodes > 0)
-		finish_graph(c, undo_waived);
+	saga_compile_failures(c);
+	if (c->nnodes > 0 && !c->cyclic)
+	{
+		finish_graph(c);
+		saga_compile_rules(c);
+	}
 }
 
 SagaDefinition *
@@ -438,7 +774,7 @@ saga_definition_compile(const SagaDefinitionRow *row, SagaFaults *faults)
 	MemoryContext old = MemoryContextSwitchTo(context);
 	SagaDefinition *def = palloc0(sizeof(SagaDefinition));
 	JsonbContainer *body = &row->body->root;
-	SagaCompile		c = {.def = def,.faults = faults};
+	SagaCompile c = {.def = def,.faults = faults};
 
 	def->id = row->id;
 	def->name = pstrdup(row->name);
@@ -455,22 +791,30 @@ saga_definition_compile(const SagaDefinitionRow *row, SagaFaults *faults)
 	compile_options(def, body);
 	saga_compile_order(&c, body);
 	compile_nodes(&c);
+	def->output = compile_output(&c, body);
 	def->on_completed = compile_hook(&c, body, "on_completed");
 	def->on_compensated = compile_hook(&c, body, "on_compensated");
 	def->on_stuck = compile_hook(&c, body, "on_stuck");
 	def->graph->has_on_completed = def->on_completed != NULL;
 	def->graph->has_on_compensated = def->on_compensated != NULL;
 	def->graph->has_on_stuck = def->on_stuck != NULL;
+	saga_two_phase_compile(&c);
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(c.scratch);
 	return def;
+}
+
+SagaCall *
+saga_definition_eval(const SagaDefinition *def, int node, SagaEval eval)
+{
+	return eval == SAGA_EVAL_CONDITION ? def->condition[node] : def->control[node];
 }
 
 int
 saga_definition_node(const SagaDefinition *def, const char *step)
 {
 	int			low = 0;
-	int			high = def->graph->nnodes - 1;
+	int			high = def->nnames - 1;
 
 	while (low <= high)
 	{

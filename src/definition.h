@@ -20,11 +20,52 @@ typedef enum SagaResultShape
 	SAGA_RESULT_NONE,
 } SagaResultShape;
 
-/* One call: an action, a compensation or a hook. */
+typedef enum SagaCallKind
+{
+	SAGA_CALL_SQL,
+	SAGA_CALL_HTTP,				/* server is one of saga_http */
+	SAGA_CALL_CHILD,			/* as action: a saga of 'child' is started, as
+								 * compensation: it is undone */
+	SAGA_CALL_QUEUE,			/* nobody is called: offered to saga.take() */
+} SagaCallKind;
+
+typedef enum SagaProtocol
+{
+	SAGA_PROTOCOL_SAGA,
+	SAGA_PROTOCOL_TWO_PHASE,
+} SagaProtocol;
+
+/* What a call is to two-phase commit; made by two_phase.c alone. */
+typedef enum SagaBranchRole
+{
+	SAGA_BRANCH_NONE,			/* an ordinary call */
+	SAGA_BRANCH_PREPARE,		/* all steps of one server, then PREPARE */
+	SAGA_BRANCH_ROLLBACK,		/* undo of it: ROLLBACK PREPARED */
+	SAGA_BRANCH_COMMIT,			/* COMMIT PREPARED */
+	SAGA_BRANCH_DECIDE,			/* all local steps; its commit is the decision */
+} SagaBranchRole;
+
+/* One call: an action, a compensation, a hook or an expression. */
 typedef struct SagaCall
 {
+	SagaCallKind kind;
 	char	   *server;			/* NULL: local */
+
+	/*
+	 * What is sent or run.  Of an expression, and of the action of CHILD (the
+	 * child's input) and QUEUE (what taking it returns): a local SELECT of one
+	 * row and one jsonb column.  NULL: the compensation of a CHILD.
+	 */
 	SagaTemplate *tmpl;
+	char	   *child;			/* CHILD: name of a definition */
+	char	   *queue;			/* QUEUE */
+	bool		callback;		/* an accepted answer is legal; the node's
+								 * timeout says how long its answer may take */
+	bool		plain;			/* expression of names and literals alone: runs
+								 * no code of anybody's, so is fit for any
+								 * owner */
+	struct SagaCall *decline_if;	/* expression over :result, or NULL: true
+									 * turns done into declined */
 	int			timeout_ms;
 	bool		slow;			/* the coordinator's hint: ran longer than a
 								 * shared transaction allows */
@@ -41,6 +82,19 @@ typedef struct SagaCall
 	char	  **decline_on,
 			  **retry_on,
 			  **stuck_on;
+
+	/*
+	 * Of a definition run by two-phase commit.  Parts run one after the other
+	 * in one transaction; tmpl then has no text, and the parameters of all of
+	 * them.
+	 */
+	SagaBranchRole role;
+	int			branch;			/* number of the server in this definition */
+	const char *branch_label;	/* its name, fit for a name of ours */
+	const char *branch_key;		/* step whose key is claimed for the branch */
+	int			nparts;
+	struct SagaCall **parts;
+	const char **part_names;
 } SagaCall;
 
 typedef struct SagaInputField
@@ -59,9 +113,15 @@ typedef struct SagaDefinition
 	Oid			owner;
 	char	   *search_path;	/* in force at define */
 	SagaGraph  *graph;
-	int32	   *by_name;		/* node numbers, ordered by name */
+	int			nnames;
+	int32	   *by_name;		/* node numbers, ordered by name; of for_each
+								 * the EACH, not its body of the same name */
 	SagaCall  **action;			/* by node; NULL where it has none */
 	SagaCall  **compensation;
+	SagaCall  **condition;		/* by node: see saga_definition_eval() */
+	SagaCall  **control;
+	SagaCall   *output;			/* expression over all results, or NULL: what
+								 * a completed saga leaves */
 	SagaCall   *on_completed;
 	SagaCall   *on_compensated;
 	SagaCall   *on_stuck;
@@ -74,7 +134,13 @@ typedef struct SagaDefinition
 	SagaTime	key_retention;	/* of their keys; -1: as the saga */
 	int			max_running;	/* 0: no limit */
 	int			priority;
+	SagaProtocol protocol;		/* unless start() chooses another */
+	int			protocols;		/* mask of 1 << SagaProtocol: start() may
+								 * choose these, 'protocol' included */
 	bool		paused;			/* refreshed like the owner */
+	struct SagaDefinition *two_phase;	/* the same, run by two-phase commit;
+										 * NULL if protocols does not have it */
+	bool		is_two_phase;	/* this is such a one */
 	MemoryContext context;		/* holds all of it */
 } SagaDefinition;
 
@@ -103,6 +169,18 @@ extern SagaDefinition *saga_definition_for_start(const char *name,
  */
 extern Jsonb *saga_definition_check_input(const SagaDefinition *def,
 										  Jsonb *input);
+
+/*
+ * The expression that answers SAGA_OP_EVAL for a node; NULL if it has none.
+ * The one row's one column is, by SagaEval:
+ *
+ *	CONDITION, WHILE	true or false (null counts as false here already)
+ *	CASES				a number: the case, -1 for none
+ *	ITEMS				an array, or anything else: BROKEN (22023)
+ *	TIME				seconds since 1970, or null: BROKEN (22004)
+ */
+extern SagaCall *saga_definition_eval(const SagaDefinition *def, int node,
+									  SagaEval eval);
 
 /* Node index by step name, or SAGA_NO_NODE. */
 extern int	saga_definition_node(const SagaDefinition *def, const char *step);

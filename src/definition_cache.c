@@ -320,6 +320,11 @@ keep(const SagaDefinitionRow *row, uint64 as_of)
 	entry->checked = as_of;
 	entry->def->owner = row->owner;
 	entry->def->paused = row->paused;
+	if (entry->def->two_phase)
+	{
+		entry->def->two_phase->owner = row->owner;
+		entry->def->two_phase->paused = row->paused;
+	}
 	return entry->def;
 }
 

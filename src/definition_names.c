@@ -36,11 +36,11 @@ static const struct
 	{"deadline", SAGA_SYS_DEADLINE, TIMESTAMPTZOID},
 	{"result", SAGA_SYS_RESULT, InvalidOid},
 	{"cause", SAGA_SYS_CAUSE, TEXTOID},
+	{"item", SAGA_SYS_ITEM, InvalidOid},
+	{"item_index", SAGA_SYS_ITEM_INDEX, INT4OID},
+	{"iteration", SAGA_SYS_ITERATION, INT4OID},
+	{"callback_token", SAGA_SYS_CALLBACK_TOKEN, TEXTOID},
 };
-
-/* Names that mean something in API.md, but not in a plain step. */
-static const char *const later_names[] =
-{"callback_token", "item", "item_index", "iteration"};
 
 int
 saga_system_name(const char *name)
@@ -48,9 +48,6 @@ saga_system_name(const char *name)
 	for (int i = 0; i < (int) lengthof(system_names); i++)
 		if (strcmp(system_names[i].name, name) == 0)
 			return i;
-	for (int i = 0; i < (int) lengthof(later_names); i++)
-		if (strcmp(later_names[i], name) == 0)
-			return lengthof(system_names) + i;
 	return -1;
 }
 
@@ -75,29 +72,118 @@ set_type(const SagaPlace *place, SagaParam *param, const SagaType *type)
 	param->bind_type = bind_type(place, param->type);
 }
 
-static bool
-comes_before(const SagaPlace *place, int node)
+bool
+saga_compile_comes_before(const SagaCompile *c, int before, int node)
 {
-	SagaCompile *c = place->c;
-
-	if (place->node < 0 || c->cyclic || (place->undo && node == place->node))
-		return true;
-	return (c->before[place->node][node / 64] >> (node % 64)) & 1;
+	saga_compile_meet(c, &node, &before);
+	return (c->before[node][before / 64] >> (before % 64)) & 1;
 }
 
-/* A declared type is that of one row, not of an array of rows. */
+/* The node whose calls give a node's result: of a for_each, its body. */
+static int
+caller(const SagaCompile *c, int node)
+{
+	const SagaGraph *graph = c->def->graph;
+
+	return graph->nodes[node].kind == SAGA_NODE_EACH
+		? graph->scopes[graph->nodes[node].body].first : node;
+}
+
+/*
+ * A declared type is that of one row of one element: results of result =>
+ * 'rows' and of for_each are arrays of them.
+ */
 static void
 set_result_type(const SagaPlace *place, SagaParam *param, int node)
 {
-	SagaCall   *action = place->c->def->action[node];
+	const SagaCompile *c = place->c;
+	SagaCall   *action = c->def->action[caller(c, node)];
 	const SagaType *type = action ? action->returns_type : NULL;
+	int			arrays = (caller(c, node) != node) +
+		(action != NULL && action->shape == SAGA_RESULT_ROWS);
 
-	if (type != NULL && action->shape == SAGA_RESULT_ROWS)
-		type = param->npath > 0
-			? saga_type_at(type, param->npath - 1, param->path + 1) : NULL;
-	else if (type != NULL)
-		type = saga_type_at(type, param->npath, param->path);
+	if (type != NULL)
+		type = param->npath >= arrays
+			? saga_type_at(type, param->npath - arrays, param->path + arrays)
+			: NULL;
 	set_type(place, param, type);
+}
+
+/* Why a step has no result, or NULL. */
+static const char *
+no_result(const SagaPlace *place, int node)
+{
+	const SagaCompile *c = place->c;
+	SagaCall   *action = c->def->action[caller(c, node)];
+
+	switch (c->def->graph->nodes[node].kind)
+	{
+		case SAGA_NODE_STEP:
+		case SAGA_NODE_EACH:
+			return action != NULL && action->shape == SAGA_RESULT_NONE
+				? "keeps no result" : NULL;
+		case SAGA_NODE_SIGNAL:
+			return NULL;
+		case SAGA_NODE_UNDO:
+			return "is an undo_step and has no result";
+		case SAGA_NODE_LOOP:
+			return "is a loop and has no result";
+		case SAGA_NODE_BRANCH:
+			return "is a branch and has no result";
+		case SAGA_NODE_SLEEP:
+		case SAGA_NODE_SAVEPOINT:
+			break;
+	}
+	return "has no result";
+}
+
+/* Is a node in the body of another, at any depth? */
+static bool
+is_inside(const SagaCompile *c, int node, int owner)
+{
+	return node != owner &&
+		saga_compile_lift(c, node, c->nodes[owner].scope) == owner;
+}
+
+/* NULL, or why a step cannot be named there. */
+static char *
+check_order(SagaPlace *place, int node)
+{
+	SagaCompile *c = place->c;
+	const char *name = c->def->graph->nodes[node].name;
+	int			here = place->node;
+	int			there = node;
+
+	if (here < 0 || c->cyclic)
+		return NULL;
+	if (place->own_body && is_inside(c, node, here))
+	{
+		place->body_seen = true;
+		return NULL;
+	}
+	if (node == here)
+	{
+		place->hint = psprintf("Results are known to later steps and to the step's own compensation; an input field of this name is :input.%s.",
+							   name);
+		return pstrdup("an action cannot refer to its own result");
+	}
+	if (is_inside(c, here, node))
+	{
+		place->hint = "The result of a loop is there when all of it is over.";
+		return psprintf("this step is a part of \"%s\"", name);
+	}
+	saga_compile_meet(c, &here, &there);
+	if (saga_compile_exclusive(c, here, there))
+	{
+		place->hint = "Only one case of a branch is taken.";
+		return psprintf("step \"%s\" is in another case", name);
+	}
+	if (here == there || !saga_compile_comes_before(c, there, here))
+	{
+		place->hint = "Put this step behind it, or name it in \"after\".";
+		return psprintf("step \"%s\" does not come before this one", name);
+	}
+	return NULL;
 }
 
 /*
@@ -108,38 +194,34 @@ static char *
 resolve_step(SagaPlace *place, int node, int nparts, char **parts,
 			 SagaParam *param)
 {
-	const SagaNode *step = &place->c->def->graph->nodes[node];
-	SagaCall   *action = place->c->def->action[node];
+	SagaCompile *c = place->c;
+	const char *name = c->def->graph->nodes[node].name;
+	const char *none;
+	char	   *problem;
 
-	if (step->kind == SAGA_NODE_UNDO)
-	{
-		place->hint = "Use the result of the step whose effect it undoes.";
-		return psprintf("step \"%s\" is an undo_step and has no result",
-						step->name);
-	}
-	if (node == place->node && !place->undo)
-	{
-		place->hint = psprintf("Results are known to later steps and to the step's own compensation; an input field of this name is :input.%s.",
-							   step->name);
-		return pstrdup("an action cannot refer to its own result");
-	}
-	if (!comes_before(place, node))
-	{
-		place->hint = "Put this step behind it, or name it in \"after\".";
-		return psprintf("step \"%s\" does not come before this one", step->name);
-	}
+	/* in the body of a for_each, its name means the element's own call */
+	if (place->node >= 0 && c->nodes[place->node].element &&
+		is_inside(c, place->node, node))
+		node = place->node;
+	if (!(place->undo && node == place->node) &&
+		(problem = check_order(place, node)) != NULL)
+		return problem;
 
 	param->index = node;
-	if (nparts == 1 && strcmp(parts[0], "failed") == 0)
+	if (nparts == 1 && strcmp(parts[0], "failed") == 0 &&
+		c->def->graph->nodes[node].kind != SAGA_NODE_UNDO)
 	{
 		param->scope = SAGA_PARAM_STEP_FAILED;
 		param->type = param->bind_type = BOOLOID;
 		return NULL;
 	}
-	if (action && action->shape == SAGA_RESULT_NONE)
+	none = no_result(place, node);
+	if (none != NULL)
 	{
-		place->hint = "Leave out result => 'none' there.";
-		return psprintf("step \"%s\" keeps no result", step->name);
+		place->hint = c->def->graph->nodes[node].kind == SAGA_NODE_STEP
+			? "Leave out result => 'none' there."
+			: "Use the result of a step that does something.";
+		return psprintf("step \"%s\" %s", name, none);
 	}
 	param->scope = SAGA_PARAM_STEP;
 	param->npath = nparts;
@@ -149,28 +231,83 @@ resolve_step(SagaPlace *place, int node, int nparts, char **parts,
 }
 
 static char *
+resolve_result(SagaPlace *place, SagaParam *param)
+{
+	if (!place->undo && !place->own_result)
+	{
+		place->hint = "Write the name of the step whose result is meant.";
+		return pstrdup("\"result\" means something in a compensation and in decline_if only");
+	}
+	if (place->c->def->graph->nodes[place->node].kind == SAGA_NODE_UNDO)
+	{
+		place->hint = "Write the name of the step whose result is meant.";
+		return pstrdup("an undo_step has no result");
+	}
+	set_result_type(place, param, place->node);
+	return NULL;
+}
+
+/* Names that mean something in some places only: NULL, or why not here. */
+static char *
+check_place(SagaPlace *place, SagaSystemName id, const char *name)
+{
+	const SagaCompile *c = place->c;
+	bool		loop = place->own_body;
+
+	if ((id == SAGA_SYS_ITEM || id == SAGA_SYS_ITEM_INDEX) &&
+		(place->node < 0 || !c->nodes[place->node].element))
+	{
+		place->hint = "It is the element that a step with for_each is at, and known to its action and compensation.";
+		return psprintf("\"%s\" means something in a step with for_each only", name);
+	}
+	for (int scope = place->node < 0 ? 0 : c->nodes[place->node].scope; scope > 0;)
+	{
+		int			owner = c->def->graph->scopes[scope].owner;
+
+		loop |= c->def->graph->nodes[owner].kind == SAGA_NODE_LOOP;
+		scope = c->nodes[owner].scope;
+	}
+	if (id == SAGA_SYS_ITERATION && !loop)
+	{
+		place->hint = "It is the number of the iteration, from 0, in the steps of a loop and in its while.";
+		return psprintf("\"%s\" means something in a loop only", name);
+	}
+	if (id == SAGA_SYS_CALLBACK_TOKEN && !place->token)
+	{
+		place->hint = "Say callback => true if the step is answered later by saga.complete_step().";
+		return psprintf("\"%s\" means something in the action of a step with callback only", name);
+	}
+	return NULL;
+}
+
+static char *
 resolve_system(SagaPlace *place, int id, int nparts, char **parts,
 			   SagaParam *param)
 {
-	place->hint = "An input field of this name can be written as :input.name.";
-	if (id >= (int) lengthof(system_names))
-		return psprintf("name \"%s\" means nothing in this place", parts[0]);
+	const SagaType *item;
+	char	   *problem;
+
 	param->scope = SAGA_PARAM_SYSTEM;
 	param->index = system_names[id].id;
-	if (param->index == SAGA_SYS_RESULT)
+	problem = check_place(place, param->index, parts[0]);
+	if (problem != NULL)
+		return problem;
+	if (param->index == SAGA_SYS_RESULT || param->index == SAGA_SYS_ITEM)
 	{
-		place->hint = "Write the name of the step whose result is meant.";
-		if (!place->undo)
-			return pstrdup("\"result\" means something in a compensation only");
-		if (place->c->def->graph->nodes[place->node].kind == SAGA_NODE_UNDO)
-			return pstrdup("an undo_step has no result");
 		param->npath = nparts - 1;
 		param->path = parts + 1;
-		set_result_type(place, param, place->node);
+		if (param->index == SAGA_SYS_RESULT)
+			return resolve_result(place, param);
+		item = place->c->nodes[place->node].item_type;
+		set_type(place, param, item == NULL ? NULL
+				 : saga_type_at(item, param->npath, param->path));
 		return NULL;
 	}
 	if (nparts > 1)
+	{
+		place->hint = "An input field of this name can be written as :input.name.";
 		return psprintf("system name \"%s\" has no parts", parts[0]);
+	}
 	param->type = param->bind_type = system_names[id].type;
 	return NULL;
 }
@@ -272,9 +409,12 @@ saga_compile_template(SagaPlace *place, const char *text)
 	char	   *problem;
 
 	place->scope.resolve = resolve_name;
-	tmpl = saga_template_parse(text, &place->scope, &problem);
+	tmpl = place->http ?
+		saga_http_template_parse(text, &place->scope, &problem) :
+		saga_template_parse(text, &place->scope, &problem);
 	if (tmpl == NULL)
-		saga_fault(place->c->faults, place_step(place),
+		saga_fault(place->c->faults, place_step(place), place->http ?
+				   "Write METHOD /path?query {json body}, as in POST /emails {\"to\": :email}; parameters are :name, and :{name} in JSON strings." :
 				   "Write parameters as :name.",
 				   "%s: %s", place->part, problem);
 	return tmpl;

@@ -21,6 +21,8 @@
 #include "compat.h"
 #include "coordinator.h"
 #include "guc.h"
+#include "schedule.h"
+#include "two_phase.h"
 
 #define MAX_EXECUTORS	32
 #define MAX_SHARED_OUT	64		/* requests ahead of one executor */
@@ -87,6 +89,7 @@ saga_call_out(SagaRun *run, SagaCall *call, int node, SagaOp op, SagaHook hook,
 	out->op = op;
 	out->hook = hook;
 	out->attempt = attempt;
+	out->eval = SAGA_EVAL_NONE;
 	out->executor = -1;
 	run->calls++;
 	return out;
@@ -116,6 +119,18 @@ saga_call_by_tag(uint64 tag)
 	return hash_search(calls, &tag, HASH_FIND, NULL);
 }
 
+/* What it runs is cancelled, like a session's statement. */
+static void
+stop_executor(int index)
+{
+	const SagaWorkerSlot *slot = &SagaShmem->workers[executors[index].slot];
+
+	LWLockAcquire(&SagaShmem->lock, LW_SHARED);
+	if (slot->generation == executors[index].generation && slot->pid != 0)
+		kill(slot->pid, SIGINT);
+	LWLockRelease(&SagaShmem->lock);
+}
+
 void
 saga_calls_forget_run(SagaRun *run)
 {
@@ -129,6 +144,28 @@ saga_calls_forget_run(SagaRun *run)
 		if (call->run == run)
 			call->run = NULL;
 	run->calls = 0;
+}
+
+/*
+ * Nobody waits for a call's answer any more; it may come all the same, and
+ * counts as ever.  Of local actions only one that runs alone is stopped.
+ */
+void
+saga_call_cancel(SagaRun *run, int step, SagaOp op)
+{
+	HASH_SEQ_STATUS status;
+	SagaCallOut *call;
+
+	if (run->calls == 0)
+		return;
+	hash_seq_init(&status, calls);
+	while ((call = hash_seq_search(&status)) != NULL)
+	{
+		if (call->run != run || call->node != step || call->op != op)
+			continue;
+		if (call->local && call->solo && call->executor >= 0)
+			stop_executor(call->executor);
+	}
 }
 
 /* ----------------------------------------------------------- executors */
@@ -300,6 +337,21 @@ choose_executor(bool solo)
 	return best;
 }
 
+static bool
+is_job(const SagaCallOut *call)
+{
+	return call->hook == SAGA_HOOK_UPKEEP || call->hook == SAGA_HOOK_SCHEDULES;
+}
+
+/* A job is done, or lost with its executor. */
+static void
+end_job(SagaCallOut *call)
+{
+	if (call->hook == SAGA_HOOK_SCHEDULES)
+		saga_schedules_ran();
+	saga_call_done(call);
+}
+
 static void
 hand_out(dlist_head *waiting, bool solo)
 {
@@ -308,7 +360,7 @@ hand_out(dlist_head *waiting, bool solo)
 		SagaCallOut *call = dlist_head_element(SagaCallOut, node_link, waiting);
 		Executor   *executor = NULL;
 
-		if (call->run != NULL || call->hook == SAGA_HOOK_UPKEEP)
+		if (call->run != NULL || is_job(call))
 		{
 			executor = choose_executor(solo);
 			if (executor == NULL)
@@ -338,10 +390,9 @@ hand_out_waiting(void)
 
 /* Queue a local call; its values are bound and copied into the message. */
 void
-saga_dispatch_local(SagaCallOut *call, char **values)
+saga_dispatch_local(SagaCallOut *call, char **values, int n)
 {
 	SagaExecRequest request;
-	int			n = call->call->tmpl->nparams;
 	Size		size = sizeof(request);
 	char	   *p;
 
@@ -349,12 +400,17 @@ saga_dispatch_local(SagaCallOut *call, char **values)
 	request.tag = call->tag;
 	request.saga_id = call->saga_id;
 	request.definition_id = call->run->def->id;
-	request.node = call->node;
+	request.two_phase = call->run->def->is_two_phase;
+	request.node = saga_node_of(call->run, call->node);
+	request.step = call->node;
 	request.attempt = call->attempt;
 	request.op = call->op;
 	request.hook = call->hook;
+	request.eval = call->eval;
+	request.has_signals = call->run->def->graph->nsignals > 0;
 	request.nvalues = n;
-	call->solo = request.solo = call->solo || call->call->slow;
+	call->solo = request.solo = call->solo || (call->call && call->call->slow);
+	request.holds = call->run->holds;
 	for (int i = 0; i < n; i++)
 		size += sizeof(int32) + (values[i] ? strlen(values[i]) + 1 : 0);
 	size = MAXALIGN(size);
@@ -379,9 +435,8 @@ saga_dispatch_local(SagaCallOut *call, char **values)
 	hand_out(call->solo ? &waiting_solo : &waiting_shared, call->solo);
 }
 
-/* Have an executor do the upkeep, as it would run a long action. */
 void
-saga_dispatch_upkeep(void)
+saga_dispatch_job(SagaHook hook)
 {
 	uint64		tag = next_tag++;
 	bool		found;
@@ -390,8 +445,9 @@ saga_dispatch_upkeep(void)
 
 	memset((char *) call + sizeof(call->tag), 0, sizeof(*call) - sizeof(call->tag));
 	memset(&request, 0, sizeof(request));
-	call->hook = request.hook = SAGA_HOOK_UPKEEP;
-	call->solo = request.solo = true;
+	call->hook = request.hook = hook;
+	call->solo = request.solo = hook == SAGA_HOOK_UPKEEP;
+	call->eval = request.eval = SAGA_EVAL_NONE;
 	call->local = true;
 	call->executor = -1;
 	request.tag = tag;
@@ -399,34 +455,8 @@ saga_dispatch_upkeep(void)
 	call->message = MemoryContextAllocZero(TopMemoryContext, request.size);
 	call->message_length = request.size;
 	memcpy(call->message, &request, sizeof(request));
-	dlist_push_tail(&waiting_solo, &call->node_link);
-	hand_out(&waiting_solo, true);
-}
-
-/* It took longer than a shared transaction allows: once more, alone. */
-static void
-run_alone(SagaCallOut *call)
-{
-	SagaRun    *run = call->run;
-	SagaCall   *what = call->call;
-	int			node = call->node;
-	SagaOp		op = call->op;
-	SagaHook	hook = call->hook;
-	int			attempt = call->attempt;
-	SagaCallOut *again;
-	SagaValues	values;
-	char	  **bound;
-
-	saga_call_done(call);
-	if (run == NULL)
-		return;
-	again = saga_call_out(run, what, node, op, hook, attempt);
-	again->solo = true;
-	again->local = true;
-	saga_run_values(run, node, op, attempt, &values);
-	bound = palloc0(sizeof(char *) * Max(what->tmpl->nparams, 1));
-	saga_template_bind(what->tmpl, &values, bound);
-	saga_dispatch_local(again, bound);
+	dlist_push_tail(call->solo ? &waiting_solo : &waiting_shared, &call->node_link);
+	hand_out(call->solo ? &waiting_solo : &waiting_shared, call->solo);
 }
 
 static void
@@ -441,17 +471,20 @@ take_reply(const char *data)
 	call = saga_call_by_tag(reply.tag);
 	if (call == NULL)
 		return;
-	if (call->hook == SAGA_HOOK_UPKEEP)
+	if (is_job(call))
 	{
-		saga_call_done(call);
+		end_job(call);
 		return;
 	}
+	if (reply.holds && call->run)
+		call->run->holds = true;
+	call->retry_after = reply.retry_ms * (SagaTime) 1000;
 	/* a lock wait alone does not make a step a long one */
-	if (reply.alone || call->solo)
+	if ((reply.alone || call->solo) && call->call)
 		call->call->slow = reply.slow;
 	if (reply.alone)
 	{
-		run_alone(call);
+		saga_call_again(call, true);
 		return;
 	}
 	payload = MemoryContextAllocZero(saga_turn_context, sizeof(SagaPayload));
@@ -466,7 +499,10 @@ take_reply(const char *data)
 		payload->result = MemoryContextAlloc(saga_turn_context, reply.result_length);
 		memcpy(payload->result, p, reply.result_length);
 	}
-	saga_run_answer(call, reply.answer, false, payload);
+	if (call->eval != SAGA_EVAL_NONE)
+		saga_evaluated(call, reply.answer, payload);
+	else
+		saga_run_answer(call, reply.answer, reply.free, payload);
 }
 
 static void
@@ -495,9 +531,20 @@ lose_call(SagaCallOut *call)
 	SagaOutcome *outcomes;
 	int			n;
 
+	if (is_job(call))
+	{
+		end_job(call);
+		return;
+	}
 	if (call->run == NULL)
 	{
 		saga_call_done(call);
+		return;
+	}
+	call->run->holds = true;	/* for all that is known */
+	if (call->eval != SAGA_EVAL_NONE)
+	{
+		saga_run_lost(call);
 		return;
 	}
 	outcomes = saga_log_read_outcomes(UINT64CONST(1) << saga_bucket(&call->saga_id),

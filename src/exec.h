@@ -32,6 +32,7 @@ typedef enum SagaHook
 	SAGA_HOOK_COMPENSATED,
 	SAGA_HOOK_STUCK,
 	SAGA_HOOK_UPKEEP,			/* no action: run saga.upkeep() */
+	SAGA_HOOK_SCHEDULES,		/* ... start what is scheduled */
 } SagaHook;
 
 /*
@@ -45,13 +46,24 @@ typedef struct SagaExecRequest
 	uint64		tag;
 	pg_uuid_t	saga_id;
 	int64		definition_id;
-	int32		node;			/* or a pseudo-node */
+	int32		node;			/* of the definition, or a pseudo-node */
+	int32		step;			/* of the state: with op, the outcome's key */
 	int32		attempt;
 	uint8		op;				/* SagaOp */
 	uint8		hook;			/* SagaHook */
+	uint8		eval;			/* SAGA_EVAL_NONE: run the call; else evaluate:
+								 * SagaEval, or one of those below */
+	bool		has_signals;	/* an end must not overtake one */
 	bool		solo;			/* alone in its transaction, normal limits */
-	int32		nvalues;
+	bool		holds;			/* the saga may hold locks or reservations */
+	bool		two_phase;		/* of def->two_phase */
+	int32		nvalues;		/* of the call and of what follows it */
 } SagaExecRequest;
+
+/* Expressions that the machine does not know of. */
+#define SAGA_EVAL_DECLINE_IF	100 /* of a remote result: true = declined */
+#define SAGA_EVAL_INPUT			101 /* of a QUEUE: what saga.take() returns */
+#define SAGA_EVAL_NONE			255
 
 /* What became of it.  Texts and result follow, each with its '\0'. */
 typedef struct SagaExecReply
@@ -61,6 +73,10 @@ typedef struct SagaExecReply
 	uint8		answer;			/* SagaAnswerKind */
 	bool		alone;			/* not run: wants to be alone */
 	bool		slow;			/* ran longer than a shared action may */
+	bool		holds;			/* the saga now holds, or waits for, a lock or
+								 * a reservation */
+	bool		free;			/* waits for a lock: eats no attempt */
+	int32		retry_ms;		/* ... and is not tried again before this */
 	char		sqlstate[6];
 	int32		message_length; /* with '\0'; 0 = none */
 	int32		result_length;	/* a Jsonb datum; 0 = null */
@@ -73,10 +89,12 @@ saga_outcome_op(SagaOp op)
 	return op == SAGA_OP_UNDO ? 'c' : op == SAGA_OP_HOOK ? 'h' : 'a';
 }
 
-/* The call a request means, NULL if the definition has none. */
+/* The call or expression a request means, NULL if the definition has none. */
 static inline SagaCall *
-saga_exec_call(SagaDefinition *def, int node, SagaOp op, SagaHook hook)
+saga_exec_call(SagaDefinition *def, int node, SagaOp op, SagaHook hook, int eval)
 {
+	SagaCall   *call;
+
 	switch (hook)
 	{
 		case SAGA_HOOK_COMPLETED:
@@ -86,13 +104,32 @@ saga_exec_call(SagaDefinition *def, int node, SagaOp op, SagaHook hook)
 		case SAGA_HOOK_STUCK:
 			return def->on_stuck;
 		case SAGA_HOOK_UPKEEP:
+		case SAGA_HOOK_SCHEDULES:
 			return NULL;
 		case SAGA_HOOK_NONE:
 			break;
 	}
 	if (node < 0 || node >= def->graph->nnodes)
 		return NULL;
-	return op == SAGA_OP_UNDO ? def->compensation[node] : def->action[node];
+	if (op == SAGA_OP_EVAL)
+		return saga_definition_eval(def, node, (SagaEval) eval);
+	call = op == SAGA_OP_UNDO ? def->compensation[node] : def->action[node];
+	return call && eval == SAGA_EVAL_DECLINE_IF ? call->decline_if : call;
+}
+
+/*
+ * What is evaluated in the same transaction right after a call, or NULL: its
+ * values follow those of the call in the request, with :result still NULL.
+ */
+static inline SagaCall *
+saga_exec_after(SagaDefinition *def, SagaCall *call, SagaOp op, SagaHook hook,
+				int eval)
+{
+	if (hook == SAGA_HOOK_COMPLETED)
+		return def->output;
+	if (hook == SAGA_HOOK_NONE && op == SAGA_OP_ACTION && eval == SAGA_EVAL_NONE)
+		return call ? call->decline_if : NULL;
+	return NULL;
 }
 
 #endif							/* SAGA_EXEC_H */

@@ -38,14 +38,22 @@
 #include "utils/snapmgr.h"
 #include "utils/timeout.h"
 
+#include "callbacks.h"
 #include "compat.h"
 #include "errors.h"
 #include "exec.h"
 #include "guc.h"
+#include "isolation.h"
 #include "result.h"
 #include "rows.h"
 #include "saga.h"
+#include "schedule.h"
+#include "signals.h"
 #include "spi_util.h"
+#include "two_phase.h"
+
+/* The part that is evaluated after a call. */
+#define PART_AFTER		PG_UINT16_MAX
 
 /* A prepared action. */
 typedef struct ActionKey
@@ -54,7 +62,8 @@ typedef struct ActionKey
 	int32		node;
 	uint8		op;
 	uint8		hook;
-	char		pad[2];
+	uint8		eval;
+	uint16		part;			/* of a decision, from 1; or PART_AFTER */
 } ActionKey;
 
 typedef struct ActionPlan
@@ -75,7 +84,10 @@ typedef struct Work
 	SagaExecReply reply;
 	char	   *message;
 	Jsonb	   *result;
+	Jsonb	   *output;			/* of a saga that completes */
 	bool		recording;		/* the action has run; its row is being written */
+	const char *part;			/* step of a decision that is run */
+	SagaLocalAction action;		/* what it can ask who it is */
 } Work;
 
 static SagaWorkerSlot *me;
@@ -267,10 +279,34 @@ check_owner(const SagaDefinition *def)
 				 errhint("Give the definition to an ordinary role with saga.alter_owner(), or set saga.allow_superuser_steps.")));
 }
 
+/* Values of those parameters that are only known now: :result. */
 static void
-run_action(Work *item, SagaDefinition *def, SagaCall *call)
+bind_result(const SagaTemplate *tmpl, Jsonb *result, char **values)
+{
+	for (int i = 0; i < tmpl->nparams; i++)
+	{
+		SagaTemplate one = *tmpl;
+		SagaValues	known;
+
+		if (tmpl->params[i].scope != SAGA_PARAM_SYSTEM ||
+			tmpl->params[i].index != SAGA_SYS_RESULT)
+			continue;
+		memset(&known, 0, sizeof(known));
+		known.node = SAGA_NO_NODE;
+		known.result = result;
+		one.nparams = 1;
+		one.params = &tmpl->params[i];
+		saga_template_bind(&one, &known, &values[i]);
+	}
+}
+
+/* One statement as the owner; its result, in the batch's memory. */
+static Jsonb *
+run_statement(Work *item, SagaDefinition *def, SagaCall *call, int part,
+			  char **values)
 {
 	ActionKey		key;
+	Jsonb	   *result;
 	ActionPlan	   *plan;
 	ParamListInfo params;
 	SPIExecuteOptions options;
@@ -279,19 +315,21 @@ run_action(Work *item, SagaDefinition *def, SagaCall *call)
 
 	check_owner(def);
 	memset(&key, 0, sizeof(key));
+	key.part = part;
 	key.definition_id = def->id;
 	key.node = item->request.node;
 	key.op = item->request.op;
 	key.hook = item->request.hook;
+	key.eval = item->request.eval;
 
 	saga_run_as_begin(def->owner, def->search_path, &saved);
 	plan = plan_of(&key, call);
 	params = makeParamList(plan->nparams);
 	for (int i = 0; i < plan->nparams; i++)
 	{
-		params->params[i].value = InputFunctionCall(&plan->input[i], item->values[i],
+		params->params[i].value = InputFunctionCall(&plan->input[i], values[i],
 													plan->ioparam[i], -1);
-		params->params[i].isnull = item->values[i] == NULL;
+		params->params[i].isnull = values[i] == NULL;
 		params->params[i].pflags = PARAM_FLAG_CONST;
 		params->params[i].ptype = plan->types[i];
 	}
@@ -304,17 +342,87 @@ run_action(Work *item, SagaDefinition *def, SagaCall *call)
 				 errmsg("this statement cannot be a local action"),
 				 errdetail_internal("%s", SPI_result_code_string(rc)),
 				 errhint("Put it into a function.")));
-	item->result = saga_result_from_spi(call, rc, batch_context);
+	result = saga_result_from_spi(call, rc, batch_context);
 	saga_run_as_end(&saved);
 	if (SPI_tuptable)
 		SPI_freetuptable(SPI_tuptable);
+	return result;
+}
+
+/*
+ * The local steps of two-phase commit, one after the other.  What the names of
+ * earlier ones stand for is known only here.
+ */
+static void
+run_parts(Work *item, SagaDefinition *def, SagaCall *call)
+{
+	char	  **values = item->values;
+	Jsonb	   *results = NULL;
+
+	for (int i = 0; i < call->nparts; i++)
+	{
+		SagaCall   *part = call->parts[i];
+		Jsonb	   *result;
+
+		item->part = call->part_names[i];
+		saga_call_bind_results(part, item->request.node, results, values);
+		result = run_statement(item, def, part, i + 1, values);
+		CommandCounterIncrement();
+		results = saga_results_add(results, call->part_names[i], result);
+		values += part->tmpl->nparams;
+	}
+	item->part = NULL;
+	item->result = results;
+}
+
+static bool
+is_true(Jsonb *value)
+{
+	JsonbValue	v;
+
+	return value && JB_ROOT_IS_SCALAR(value) &&
+		JsonbExtractScalar(&value->root, &v) && v.type == jbvBool && v.val.boolean;
+}
+
+/* The call, and what is evaluated after it. */
+static void
+run_action(Work *item, SagaDefinition *def, SagaCall *call, SagaCall *after)
+{
+	char	  **more = item->values + (call ? call->tmpl->nparams : 0);
+	Jsonb	   *value;
+
+	saga_accepted_now = false;
+	saga_accepted_allowed = call && call->callback && item->request.eval == SAGA_EVAL_NONE;
+	if (call && call->role == SAGA_BRANCH_DECIDE)
+		run_parts(item, def, call);
+	else if (call)
+		item->result = run_statement(item, def, call, 0, item->values);
+	saga_accepted_allowed = false;
+	item->reply.answer = saga_accepted_now ?
+		SAGA_ANSWER_ACCEPTED : SAGA_ANSWER_DONE;
+	if (after == NULL || item->reply.answer == SAGA_ANSWER_ACCEPTED)
+		return;
+	CommandCounterIncrement();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	bind_result(after->tmpl, item->result, more);
+	value = run_statement(item, def, after, PART_AFTER, more);
+	PopActiveSnapshot();
+	if (item->request.hook == SAGA_HOOK_COMPLETED)
+		item->output = item->result = value;
+	else if (is_true(value))
+		ereport(ERROR,
+				(errcode(ERRCODE_SAGA_DECLINED),
+				 errmsg("decline_if is true"),
+				 errdetail("The result was %.1000s.", item->result ?
+						   JsonbToCString(NULL, &item->result->root, VARSIZE(item->result)) :
+						   "null")));
 }
 
 static void
 outcome_key(const Work *item, Datum *key)
 {
 	key[0] = UUIDPGetDatum(&item->request.saga_id);
-	key[1] = Int16GetDatum(item->request.node);
+	key[1] = Int32GetDatum(item->request.step);
 	key[2] = CharGetDatum(saga_outcome_op(item->request.op));
 }
 
@@ -323,14 +431,15 @@ static void
 record_outcome(Work *item)
 {
 	SagaTable  *table = saga_table_open("local_outcome", RowExclusiveLock);
-	Datum		v[6];
-	bool		n[6] = {0};
+	Datum		v[7];
+	bool		n[7] = {0};
 
 	outcome_key(item, v);
 	v[3] = Int16GetDatum(saga_bucket(&item->request.saga_id));
 	v[4] = Int32GetDatum(item->request.attempt);
 	n[5] = item->result == NULL;
 	v[5] = item->result ? JsonbPGetDatum(item->result) : (Datum) 0;
+	v[6] = BoolGetDatum(item->reply.answer == SAGA_ANSWER_ACCEPTED);
 	saga_table_insert(table, v, n);
 	saga_table_close(table);
 }
@@ -340,14 +449,23 @@ static void
 end_instance(Work *item)
 {
 	static SPIPlanPtr plan = NULL;
-	Datum		values[2];
+	Datum		values[3];
+	char		nulls[4] = "   ";
 
+	if (item->request.has_signals && !saga_end_allowed(&item->request.saga_id))
+	{
+		/* the coordinator takes it first */
+		item->reply.free = true;
+		ereport(ERROR,
+				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+				 errmsg("a signal for the saga is on its way")));
+	}
 	if (plan == NULL)
 	{
-		Oid			types[2] = {UUIDOID, TEXTOID};
-		SPIPlanPtr	fresh = SPI_prepare("UPDATE saga.instance SET state = $2,"
+		Oid			types[3] = {UUIDOID, TEXTOID, JSONBOID};
+		SPIPlanPtr	fresh = SPI_prepare("UPDATE saga.instance SET state = $2, output = $3,"
 										" ended_at = pg_catalog.clock_timestamp() WHERE id = $1",
-										2, types);
+										3, types);
 
 		if (fresh == NULL || SPI_keepplan(fresh) != 0)
 			elog(ERROR, "could not prepare the end of a saga");
@@ -356,7 +474,15 @@ end_instance(Work *item)
 	values[0] = UUIDPGetDatum(&item->request.saga_id);
 	values[1] = CStringGetTextDatum(item->request.hook == SAGA_HOOK_COMPLETED ?
 									"completed" : "compensated");
-	SPI_execute_plan(plan, values, NULL, false, 0);
+	values[2] = item->output ? JsonbPGetDatum(item->output) : (Datum) 0;
+	nulls[2] = item->output ? ' ' : 'n';
+	SPI_execute_plan(plan, values, nulls, false, 0);
+	if (item->request.holds)
+	{
+		SagaIsolationEnd end = {item->request.saga_id, item->request.hook == SAGA_HOOK_COMPLETED};
+
+		saga_isolation_end(&end, 1);
+	}
 }
 
 /*
@@ -368,8 +494,8 @@ answer_from_outcome(Work *item)
 {
 	SagaTable  *table;
 	Datum		key[3];
-	Datum		v[6];
-	bool		n[6];
+	Datum		v[7];
+	bool		n[7];
 
 	PushActiveSnapshot(GetLatestSnapshot());
 	table = saga_table_open("local_outcome", AccessShareLock);
@@ -377,7 +503,7 @@ answer_from_outcome(Work *item)
 	if (saga_table_fetch(table, key, v, n))
 	{
 		memset(&item->reply, 0, sizeof(item->reply));
-		item->reply.answer = SAGA_ANSWER_DONE;
+		item->reply.answer = DatumGetBool(v[6]) ? SAGA_ANSWER_ACCEPTED : SAGA_ANSWER_DONE;
 		item->message = NULL;
 		item->result = n[5] ? NULL : DatumGetJsonbPCopy(v[5]);
 	}
@@ -396,6 +522,7 @@ arm_limits(const Work *item, const SagaCall *call)
 static void
 disarm_limits(void)
 {
+	saga_accepted_allowed = false;
 	disable_timeout(STATEMENT_TIMEOUT, false);
 	LockTimeout = 0;
 	QueryCancelPending = false;
@@ -422,9 +549,11 @@ answer_error(Work *item, const SagaCall *call)
 	item->message = error->detail ?
 		psprintf("%s (%s)", error->message, error->detail) :
 		pstrdup(error->message ? error->message : "unknown error");
+	if (item->part)
+		item->message = psprintf("step \"%s\": %s", item->part, item->message);
 	item->result = NULL;
 	item->reply.answer = saga_classify_sqlstate(item->reply.sqlstate, call);
-	item->reply.alone = !item->request.solo &&
+	item->reply.alone = !item->request.solo && !item->reply.free &&
 		(error->sqlerrcode == ERRCODE_QUERY_CANCELED ||
 		 error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE ||
 		 error->sqlerrcode == ERRCODE_T_R_DEADLOCK_DETECTED);
@@ -432,43 +561,116 @@ answer_error(Work *item, const SagaCall *call)
 }
 
 static void
+begin_local(Work *item)
+{
+	item->action.saga_id = item->request.saga_id;
+	item->action.step = item->request.node;
+	item->action.op = item->request.op;
+	saga_local_begin(&item->action);
+}
+
+static void
+end_local(Work *item)
+{
+	saga_local_end();
+	if (item->request.op == SAGA_OP_UNDO && item->request.holds)
+		saga_isolation_undone(&item->request.saga_id, item->request.node);
+	item->reply.holds = item->action.took;
+}
+
+/* The action is undone and wants a lock: what stays is its place in the queue. */
+static void
+wait_for_lock(Work *item)
+{
+	SagaLockWait wait;
+
+	BeginInternalSubTransaction(NULL);
+	PG_TRY();
+	{
+		PushActiveSnapshot(GetTransactionSnapshot());
+		saga_lock_queue(&item->action, &wait);
+		PopActiveSnapshot();
+		ReleaseCurrentSubTransaction();
+		item->reply.answer = wait.answer;
+		item->reply.alone = false;
+		item->reply.holds = true;
+		item->reply.free = wait.answer == SAGA_ANSWER_TRANSIENT;
+		item->reply.retry_ms = wait.retry_ms;
+		if (wait.message)
+		{
+			item->message = MemoryContextStrdup(batch_context, wait.message);
+			strlcpy(item->reply.sqlstate, unpack_sql_state(ERRCODE_SAGA_DECLINED),
+					sizeof(item->reply.sqlstate));
+		}
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(batch_context);
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(batch_context);
+}
+
+/*
+ * An expression only reads, and leaves no row: it may be evaluated again.
+ */
+static void
 run_item(Work *item)
 {
 	SagaDefinition *volatile def = NULL;
 	SagaCall   *volatile call = NULL;
+	SagaCall   *volatile after = NULL;
+	SagaExecRequest *r = &item->request;
 	TimestampTz started = GetCurrentTimestamp();
 
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(batch_context);
 	PG_TRY();
 	{
-		def = saga_definition_by_id(item->request.definition_id);
+		def = saga_definition_by_id(r->definition_id);
 		if (def == NULL)
 			ereport(ERROR,
 					(errcode(ERRCODE_UNDEFINED_OBJECT),
 					 errmsg("definition " INT64_FORMAT " does not exist",
-							item->request.definition_id)));
-		call = saga_exec_call(def, item->request.node, item->request.op,
-							  item->request.hook);
-		if (call == NULL || call->tmpl->nparams != item->request.nvalues)
+							r->definition_id)));
+		if (r->two_phase)
+			def = def->two_phase;
+		call = saga_exec_call(def, r->node, r->op, r->hook, r->eval);
+		after = saga_exec_after(def, call, r->op, r->hook, r->eval);
+		if ((call == NULL && after == NULL) ||
+			(call ? call->tmpl->nparams : 0) + (after ? after->tmpl->nparams : 0) != r->nvalues)
 			ereport(ERROR,
 					(errcode(ERRCODE_DATA_CORRUPTED),
 					 errmsg("definition of saga \"%s\" has no such local action", def->name)));
-		arm_limits(item, call);
+		arm_limits(item, call ? call : after);
 		PushActiveSnapshot(GetTransactionSnapshot());
-		run_action(item, def, call);
+		if (r->eval != SAGA_EVAL_NONE)
+		{
+			XactReadOnly = true;	/* until the end of the subtransaction */
+			run_action(item, def, call, after);
+		}
+		else
+		{
+			begin_local(item);
+			run_action(item, def, call, after);
+			end_local(item);
+		}
 		PopActiveSnapshot();
 		disarm_limits();
-		CommandCounterIncrement();
-		PushActiveSnapshot(GetTransactionSnapshot());
-		item->recording = true;
-		record_outcome(item);
-		item->recording = false;
-		if (ends_saga(item))
-			end_instance(item);
-		PopActiveSnapshot();
+		if (r->eval == SAGA_EVAL_NONE)
+		{
+			CommandCounterIncrement();
+			PushActiveSnapshot(GetTransactionSnapshot());
+			item->recording = true;
+			record_outcome(item);
+			item->recording = false;
+			if (ends_saga(item))
+				end_instance(item);
+			PopActiveSnapshot();
+		}
 		ReleaseCurrentSubTransaction();
-		item->reply.answer = SAGA_ANSWER_DONE;
 	}
 	PG_CATCH();
 	{
@@ -478,6 +680,9 @@ run_item(Work *item)
 		MemoryContextSwitchTo(batch_context);
 		if (item->recording)
 			answer_from_outcome(item);
+		else if (saga_local_waits())
+			wait_for_lock(item);
+		saga_local_reset();
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(batch_context);
@@ -516,13 +721,16 @@ run_batch(Work **items, int n, bool *failed)
 			Work	   *item = items[done];
 
 			CHECK_FOR_INTERRUPTS();
-			if (done > 0 && (item->request.solo || items[0]->request.solo))
+			if (done > 0 && (item->request.solo || items[0]->request.solo ||
+							 item->request.hook == SAGA_HOOK_SCHEDULES))
 				break;
 			if (ends_saga(item))
 				flush = true;
 			run_item(item);
 			done++;
-			if (done == SAGA_BATCH_ACTIONS || GetCurrentTimestamp() > until)
+			/* others must see soon who waits */
+			if (done == SAGA_BATCH_ACTIONS || item->reply.free ||
+				GetCurrentTimestamp() > until)
 				break;
 		}
 		saga_worker_commit(flush);
@@ -577,6 +785,8 @@ serve(Work **items, int n)
 
 		if (items[0]->request.hook == SAGA_HOOK_UPKEEP)
 			run_upkeep(items[0]);
+		else if (items[0]->request.hook == SAGA_HOOK_SCHEDULES)
+			saga_schedules_run();
 		else
 			done = run_batch(items, n, &failed);
 		if (failed && done > 1)
@@ -587,7 +797,8 @@ serve(Work **items, int n)
 			done = run_batch(items, 1, &failed);
 		}
 		for (int i = 0; i < done; i++)
-			if (items[i]->reply.answer != SAGA_ANSWER_DONE)
+			if (items[i]->reply.answer != SAGA_ANSWER_DONE &&
+				items[i]->reply.answer != SAGA_ANSWER_ACCEPTED)
 				pg_atomic_fetch_add_u64(&me->errors, 1);
 		send_replies(items, done);
 		pg_atomic_fetch_add_u64(&me->turns, 1);

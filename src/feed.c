@@ -474,6 +474,12 @@ check_slot_held(struct SagaFeedState *state)
 }
 
 bool
+saga_feed_broken(const SagaFeed *feed)
+{
+	return feed->state->broken;
+}
+
+bool
 saga_feed_decode(SagaFeed *feed, XLogRecPtr until, int max_ms)
 {
 	struct SagaFeedState *state = feed->state;

@@ -38,7 +38,6 @@ typedef struct SagaFeedTxn
 	List	   *truncated;		/* of Oid: tracked tables it truncated */
 	List	   *incomplete;		/* of Oid: an old image was missing, or the
 								 * tuple had another shape */
-	int			users;			/* for the worker: who still needs it */
 	struct SagaFeedBody *body;	/* private: where the changes are */
 } SagaFeedTxn;
 
@@ -97,6 +96,9 @@ extern SagaFeed *saga_feed_open(void);
  * of saga_feed_decode(): the context is in an unknown state then, and refuses.
  */
 extern void saga_feed_close(SagaFeed *feed);
+
+/* Did an error come out of saga_feed_decode()? */
+extern bool saga_feed_broken(const SagaFeed *feed);
 
 /*
  * Which tables to copy, and which of their columns (attribute numbers from 1);

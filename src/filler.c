@@ -73,6 +73,15 @@ fill(int64 id)
 	p = wanted(id);
 	foreach(lc, p->program->sources)
 		(void) find_all_inheritors(((SagaSource *) lfirst(lc))->relid, AccessShareLock, NULL);
+	if ((p->program->views != NIL ||
+		 !saga_digests_equal(p->built_on, saga_set_digests(p->program))) &&
+		!saga_set_build(p))
+	{
+		/* parked: it was altered since */
+		saga_projector_wake_at_commit();
+		saga_worker_leave(true);
+		proc_exit(0);
+	}
 	PushActiveSnapshot(GetTransactionSnapshot());
 	snapshot = DirectFunctionCall1(pg_current_snapshot, (Datum) 0);
 	saga_projection_phase(id, p->filled ? SAGA_PHASE_COMPARING : SAGA_PHASE_FILLING,
@@ -86,6 +95,7 @@ fill(int64 id)
 	saga_projection_phase(id, SAGA_PHASE_CATCHING_UP, 0);
 	replorigin_session_origin = DoNotReplicateId;
 	store(p, snapshot);
+	saga_set_filled_on(p, p->built_on);
 	replorigin_session_origin = InvalidRepOriginId;
 	saga_projector_wake_at_commit();
 	PopActiveSnapshot();

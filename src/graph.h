@@ -74,7 +74,7 @@ typedef struct SagaNode
 	 */
 	bool		has_condition;	/* evaluated when it is reached; false: the
 								 * node is passed over */
-	int32		scope;			/* the scope it is in */
+	int32		scope;			/* set by saga_graph_finish() */
 	int32		body;			/* EACH, LOOP: the scope of its body; or -1 */
 	int32		branch;			/* innermost BRANCH in a case of which it is,
 								 * or -1 */
@@ -98,7 +98,9 @@ typedef struct SagaNode
 	/* set by saga_graph_finish() */
 	int32		nnext;			/* nodes that wait for this one */
 	int32	   *next;
-	bool		after_pivot;	/* a strict descendant of the pivot */
+	bool		after_pivot;	/* a strict descendant of the pivot, or in the
+								 * body of one */
+	bool		before_pivot;	/* the pivot is a strict descendant of it */
 } SagaNode;
 
 /* Nodes that are run together: the definition itself is scope 0. */
@@ -106,7 +108,8 @@ typedef struct SagaScope
 {
 	int32		first;			/* its nodes: first .. first + nnodes - 1 */
 	int32		nnodes;
-	int32		owner;			/* node whose body it is; -1: scope 0 */
+	int32		owner;			/* set by saga_graph_finish(): node whose body
+								 * it is; -1: scope 0 */
 } SagaScope;
 
 typedef struct SagaGraph
@@ -135,6 +138,12 @@ typedef enum SagaGraphFaultKind
 	SAGA_GRAPH_TWO_PIVOTS,		/* node is the second pivot */
 	SAGA_GRAPH_UNDO_MISSING,	/* node is not after the pivot, not the pivot,
 								 * and has no compensation */
+	SAGA_GRAPH_PIVOT_IN_BODY,	/* node is the pivot, and in a body: it would
+								 * be passed more than once, or never */
+	SAGA_GRAPH_BAD_SAVEPOINT,	/* node goes to what is no save-point, or does
+								 * not come before it */
+	SAGA_GRAPH_NO_BODY,			/* EACH or LOOP node whose body is missing,
+								 * empty, or another one's */
 } SagaGraphFaultKind;
 
 typedef struct SagaGraphFault
@@ -144,8 +153,9 @@ typedef struct SagaGraphFault
 } SagaGraphFault;
 
 /*
- * Complete a graph whose nodes and deps are set: successors, topological
- * order, pivot, after_pivot.  Returns the number of faults found and writes
+ * Complete a graph whose nodes, deps and scopes are set (scopes' owners and
+ * nodes' scopes are found here; nscopes 0 means that there are no bodies):
+ * successors, topological order, pivot, after_pivot.  Returns the number of faults found and writes
  * up to maxfaults of them; a graph with faults must not be run.  A node with
  * no_undo set by the definition's author counts as having a compensation for
  * the fault check only (definition.c passes it in undo_waived, may be NULL).

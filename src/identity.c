@@ -231,6 +231,9 @@ saga_take_over(PG_FUNCTION_ARGS)
 	run("UPDATE saga.instance i SET origin = d.origin FROM saga.identity d"
 		" WHERE i.ended_at IS NULL AND i.origin <> d.origin",
 		0, NULL, NULL, NULL, SPI_OK_UPDATE);
+	run("UPDATE saga.schedule s SET origin = d.origin FROM saga.identity d"
+		" WHERE s.origin <> d.origin",
+		0, NULL, NULL, NULL, SPI_OK_UPDATE);
 	SPI_finish();
 	saga_installed_at_commit();	/* has the workers look again */
 	PG_RETURN_TEXT_P(cstring_to_text("queued"));

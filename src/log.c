@@ -22,6 +22,7 @@
 
 #include "compat.h"
 #include "guc.h"
+#include "isolation.h"
 #include "log.h"
 #include "rows.h"
 #include "saga.h"
@@ -30,7 +31,8 @@ enum
 {
 	LOG_SAGA, LOG_SEQ, LOG_AT, LOG_KIND, LOG_STEP, LOG_OPERATION, LOG_ATTEMPT,
 	LOG_OUTCOME, LOG_MAYBE, LOG_STATE, LOG_CAUSE, LOG_REASON, LOG_DUE,
-	LOG_SQLSTATE, LOG_MESSAGE, LOG_RESULT, LOG_ACTOR, LOG_NOTE, LOG_COLUMNS
+	LOG_SQLSTATE, LOG_MESSAGE, LOG_RESULT, LOG_ACTOR, LOG_NOTE, LOG_VALUE,
+	LOG_COLUMNS
 };
 
 enum
@@ -39,7 +41,8 @@ enum
 	INST_CAUSE, INST_KEY, INST_INPUT, INST_OUTPUT, INST_FAILED_STEP,
 	INST_SQLSTATE, INST_ERROR, INST_CORRELATION, INST_LABELS, INST_PRIORITY,
 	INST_STARTED_BY, INST_STARTED_AT, INST_START_AT, INST_DEADLINE,
-	INST_ENDED_AT, INST_ORIGIN, INST_COLUMNS
+	INST_ENDED_AT, INST_ORIGIN, INST_PARENT, INST_PARENT_STEP, INST_DEPTH,
+	INST_COPY_OF, INST_PROTOCOL, INST_COLUMNS
 };
 
 /* ---------------------------------------------------------------- writing */
@@ -89,6 +92,15 @@ partition_of(const pg_uuid_t *id)
 	return get_relname_relid("log_default", schema);
 }
 
+/* Kinds of which a value of 0 says something to a reader. */
+static bool
+has_value(uint8 kind)
+{
+	return kind == SAGA_RECORD_CHOSEN || kind == SAGA_RECORD_EXPANDED ||
+		kind == SAGA_RECORD_ITERATION || kind == SAGA_RECORD_SIGNAL ||
+		kind == SAGA_RECORD_BREAKPOINT;
+}
+
 static void
 fill_log_row(const SagaLogEntry *entry, Datum *v, bool *n)
 {
@@ -135,8 +147,9 @@ fill_log_row(const SagaLogEntry *entry, Datum *v, bool *n)
 		v[LOG_REASON] = CStringGetTextDatum(saga_stuck_reason_name(r->reason));
 		n[LOG_REASON] = false;
 	}
-	if (r->due != 0 && r->due != SAGA_NEVER)
+	if (r->due != 0)
 	{
+		/* NEVER is infinity */
 		v[LOG_DUE] = TimestampTzGetDatum(r->due);
 		n[LOG_DUE] = false;
 	}
@@ -149,6 +162,11 @@ fill_log_row(const SagaLogEntry *entry, Datum *v, bool *n)
 	}
 	v[LOG_ACTOR] = text_or_null(p->actor, &n[LOG_ACTOR]);
 	v[LOG_NOTE] = text_or_null(p->note, &n[LOG_NOTE]);
+	if (r->value != 0 || has_value(r->kind))
+	{
+		v[LOG_VALUE] = Int64GetDatum(r->value);
+		n[LOG_VALUE] = false;
+	}
 }
 
 static void
@@ -238,7 +256,7 @@ delete_consumed(const SagaTurn *turn)
 			Datum		key[3];
 
 			key[0] = UUIDPGetDatum(&turn->outcomes[i].saga_id);
-			key[1] = Int16GetDatum(turn->outcomes[i].node);
+			key[1] = Int32GetDatum(turn->outcomes[i].node);
 			key[2] = CharGetDatum(turn->outcomes[i].op);
 			(void) saga_table_delete(table, key);
 		}
@@ -327,13 +345,92 @@ write_waiting(const SagaTurn *turn)
 	}
 }
 
+/* What the sagas that end here, or go back, hold. */
+static void
+release_held(const SagaTurn *turn)
+{
+	SagaIsolationEnd *ends = NULL;
+	int			n = 0;
+
+	for (int i = 0; i < turn->nchanges; i++)
+	{
+		const SagaInstanceChange *c = &turn->changes[i];
+
+		if (!c->holds || c->ended_elsewhere || c->ended_at == 0)
+			continue;
+		if (ends == NULL)
+			ends = palloc(sizeof(SagaIsolationEnd) * turn->nchanges);
+		ends[n].saga_id = c->id;
+		ends[n++].keeps = c->state != SAGA_COMPENSATED;
+	}
+	saga_isolation_end(ends, n);
+	for (int i = 0; i < turn->nreplaced; i++)
+		saga_isolation_undone(&turn->replaced[i].saga_id, turn->replaced[i].node);
+}
+
+static void
+run_write(SPIPlanPtr *plan, const char *sql, int nargs, Oid *types,
+		  Datum *values, const char *nulls)
+{
+	if (*plan == NULL)
+	{
+		SPIPlanPtr	fresh = SPI_prepare(sql, nargs, types);
+
+		if (fresh == NULL || SPI_keepplan(fresh) != 0)
+			elog(ERROR, "could not prepare: %s", sql);
+		*plan = fresh;
+	}
+	if (SPI_execute_plan(*plan, values, nulls, false, 0) < 0)
+		elog(ERROR, "could not run: %s", sql);
+}
+
+/*
+ * Offers to saga.take().  One that a session has locked is left: taking it has
+ * no effect any more, and saga.upkeep() removes it.
+ */
+static void
+write_queued(const SagaTurn *turn)
+{
+	static SPIPlanPtr remove = NULL;
+	static SPIPlanPtr insert = NULL;
+	Oid			types[7] = {UUIDOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, INT4OID, JSONBOID};
+
+	for (int i = 0; i < turn->nqueued; i++)
+	{
+		const SagaQueued *q = &turn->queued[i];
+		Datum		v[7];
+		char		nulls[8] = "       ";
+
+		v[0] = UUIDPGetDatum(&q->saga_id);
+		nulls[1] = q->step ? ' ' : 'n';
+		v[1] = q->step ? CStringGetTextDatum(q->step) : (Datum) 0;
+		v[2] = CStringGetTextDatum(saga_op_name(q->op));
+		run_write(&remove, "DELETE FROM saga.queued_step WHERE id = ANY (ARRAY("
+				  "SELECT id FROM saga.queued_step WHERE saga_id = $1"
+				  " AND ($2 IS NULL OR (step = $2 AND operation = $3)) FOR UPDATE SKIP LOCKED))",
+				  3, types, v, nulls);
+		if (q->removed)
+			continue;
+		v[3] = CStringGetTextDatum(q->queue);
+		v[4] = CStringGetTextDatum(q->definition);
+		v[5] = Int32GetDatum(q->priority);
+		nulls[6] = q->input ? ' ' : 'n';
+		v[6] = q->input ? JsonbPGetDatum(q->input) : (Datum) 0;
+		run_write(&insert, "INSERT INTO saga.queued_step"
+				  " (saga_id, step, operation, queue, definition, priority, input)"
+				  " VALUES ($1, $2, $3, $4, $5, $6, $7)", 7, types, v, nulls);
+	}
+}
+
 void
 saga_log_write(const SagaTurn *turn)
 {
+	release_held(turn);
 	write_entries(turn);
 	write_changes(turn);
 	delete_consumed(turn);
 	write_waiting(turn);
+	write_queued(turn);
 }
 
 /* ---------------------------------------------------------------- reading */
@@ -342,6 +439,15 @@ static char *
 text_of(Datum value, bool isnull)
 {
 	return isnull ? NULL : TextDatumGetCString(value);
+}
+
+static bool
+has_member(Jsonb *object, const char *name)
+{
+	JsonbValue	value;
+
+	return JB_ROOT_IS_OBJECT(object) &&
+		getKeyJsonValueFromContainer(&object->root, name, strlen(name), &value) != NULL;
 }
 
 bool
@@ -367,6 +473,9 @@ saga_log_read_instance(const pg_uuid_t *id, SagaInstanceRow *row)
 		row->deadline = n[INST_DEADLINE] ? DT_NOEND : DatumGetTimestampTz(v[INST_DEADLINE]);
 		row->ended = !n[INST_ENDED_AT];
 		row->origin = DatumGetInt32(v[INST_ORIGIN]);
+		row->scheduled = !n[INST_LABELS] &&
+			has_member(DatumGetJsonbP(v[INST_LABELS]), "schedule");
+		row->two_phase = strcmp(TextDatumGetCString(v[INST_PROTOCOL]), "two_phase") == 0;
 	}
 	saga_table_close(table);
 	return found;
@@ -440,8 +549,7 @@ jsonb_column(MemoryContext context, int row, int col)
 }
 
 static void
-read_record(MemoryContext context, int row, SagaLogEntry *entry,
-			int (*node_of) (void *, const char *), void *arg)
+read_record(MemoryContext context, int row, SagaLogEntry *entry)
 {
 	SagaRecord *r = &entry->record;
 	bool		isnull;
@@ -452,7 +560,7 @@ read_record(MemoryContext context, int row, SagaLogEntry *entry,
 	entry->at = DatumGetTimestampTz(column(row, 2, &isnull));
 	r->kind = saga_record_from_name(text_column(context, row, 3));
 	entry->step = text_column(context, row, 4);
-	r->node = entry->step ? node_of(arg, entry->step) : SAGA_NO_NODE;
+	r->node = SAGA_NO_NODE;		/* known when the ones before it are folded */
 	if ((s = text_column(context, row, 5)) != NULL)
 		r->op = saga_op_from_name(s);
 	value = column(row, 6, &isnull);
@@ -475,11 +583,12 @@ read_record(MemoryContext context, int row, SagaLogEntry *entry,
 	entry->payload.result = jsonb_column(context, row, 15);
 	entry->payload.actor = text_column(context, row, 16);
 	entry->payload.note = text_column(context, row, 17);
+	value = column(row, 18, &isnull);
+	r->value = isnull ? 0 : DatumGetInt64(value);
 }
 
 List *
-saga_log_read(const pg_uuid_t *id, int (*node_of) (void *, const char *),
-			  void *arg)
+saga_log_read(const pg_uuid_t *id)
 {
 	static SPIPlanPtr plan = NULL;
 	MemoryContext context = CurrentMemoryContext;
@@ -490,7 +599,7 @@ saga_log_read(const pg_uuid_t *id, int (*node_of) (void *, const char *),
 	values[0] = UUIDPGetDatum(id);
 	run_query(&plan,
 			  "SELECT seq, at, kind, step, operation, attempt, outcome, maybe,"
-			  " state, cause, reason, due, sqlstate, message, result, actor, note"
+			  " state, cause, reason, due, sqlstate, message, result, actor, note, value"
 			  " FROM saga.log_record WHERE saga_id = $1 ORDER BY seq",
 			  1, types, values);
 	for (uint64 i = 0; i < SPI_processed; i++)
@@ -501,10 +610,43 @@ saga_log_read(const pg_uuid_t *id, int (*node_of) (void *, const char *),
 		entry->saga_id = *id;
 		entries = lappend(entries, entry);
 		MemoryContextSwitchTo(old);
-		read_record(context, (int) i, entry, node_of, arg);
+		read_record(context, (int) i, entry);
 	}
 	SPI_freetuptable(SPI_tuptable);
 	return entries;
+}
+
+/*
+ * A name in the log means one run exactly; the machine takes a name without a
+ * retake for the newest.
+ */
+static int32
+exact_step(const SagaState *state, const char *name)
+{
+	int32		step = saga_machine_find_step(state, name);
+	char		buf[SAGA_STEP_NAME_SIZE];
+
+	if (step == SAGA_NO_NODE ||
+		strcmp(saga_machine_step_name(state, step, buf, sizeof(buf)), name) == 0)
+		return step;
+	for (step = 0; step < state->nsteps; step++)
+		if (strcmp(saga_machine_step_name(state, step, buf, sizeof(buf)), name) == 0)
+			return step;
+	return SAGA_NO_NODE;
+}
+
+bool
+saga_log_apply(SagaState *state, SagaLogEntry *entry)
+{
+	if (entry->step == NULL)
+		entry->record.node = SAGA_NO_NODE;
+	else if (strcmp(entry->step, SAGA_END_NAME) == 0)
+		entry->record.node = SAGA_NODE_END;
+	else if (strcmp(entry->step, SAGA_ON_STUCK_NAME) == 0)
+		entry->record.node = SAGA_NODE_ON_STUCK;
+	else if ((entry->record.node = exact_step(state, entry->step)) == SAGA_NO_NODE)
+		return false;
+	return saga_machine_apply(state, &entry->record);
 }
 
 int32
@@ -524,35 +666,46 @@ saga_log_last_seq(const pg_uuid_t *id)
 	return seq;
 }
 
-SagaLive *
-saga_log_read_live(uint64 buckets, int *n)
+#define LIVE_AT_ONCE	5000
+
+void
+saga_log_read_live(uint64 buckets, bool pending_only,
+				   void (*each) (const SagaLive *live))
 {
-	static SPIPlanPtr plan = NULL;
 	Oid			types[1] = {INT2ARRAYOID};
 	Datum		values[1];
-	SagaLive   *live;
-	MemoryContext context = CurrentMemoryContext;
+	Portal		portal;
+	int			n;
+	static const char *const all =
+	"SELECT i.id, coalesce(w.due, CASE WHEN i.state = 'pending' THEN i.start_at END), i.priority"
+	" FROM saga.instance i LEFT JOIN saga.wakeup w ON w.saga_id = i.id"
+	" WHERE i.bucket = ANY ($1) AND i.ended_at IS NULL";
+	static const char *const pending =
+	"SELECT i.id, i.start_at, i.priority FROM saga.instance i"
+	" WHERE i.bucket = ANY ($1) AND i.ended_at IS NULL AND i.state = 'pending'";
 
 	values[0] = bucket_array(buckets);
-	run_query(&plan,
-			  "SELECT i.id, coalesce(w.due, CASE WHEN i.state = 'pending' THEN i.start_at END), i.priority"
-			  " FROM saga.instance i LEFT JOIN saga.wakeup w ON w.saga_id = i.id"
-			  " WHERE i.bucket = ANY ($1) AND i.ended_at IS NULL ORDER BY i.id",
-			  1, types, values);
-	*n = (int) SPI_processed;
-	live = MemoryContextAllocHuge(context, sizeof(SagaLive) * Max(*n, 1));
-	for (int i = 0; i < *n; i++)
+	portal = SPI_cursor_open_with_args(NULL, pending_only ? pending : all,
+									   1, types, values, NULL, true, 0);
+	do
 	{
-		bool		isnull;
-		Datum		due;
+		SPI_cursor_fetch(portal, true, LIVE_AT_ONCE);
+		n = (int) SPI_processed;
+		for (int i = 0; i < n; i++)
+		{
+			SagaLive	live;
+			bool		isnull;
+			Datum		due;
 
-		live[i].id = *DatumGetUUIDP(column(i, 1, &isnull));
-		due = column(i, 2, &isnull);
-		live[i].due = isnull ? 0 : DatumGetTimestampTz(due);
-		live[i].priority = DatumGetInt32(column(i, 3, &isnull));
-	}
-	SPI_freetuptable(SPI_tuptable);
-	return live;
+			live.id = *DatumGetUUIDP(column(i, 1, &isnull));
+			due = column(i, 2, &isnull);
+			live.due = isnull ? 0 : DatumGetTimestampTz(due);
+			live.priority = DatumGetInt32(column(i, 3, &isnull));
+			each(&live);
+		}
+		SPI_freetuptable(SPI_tuptable);
+	} while (n > 0);
+	SPI_cursor_close(portal);
 }
 
 SagaOutcome *
@@ -569,7 +722,9 @@ saga_log_read_outcomes(uint64 buckets, const pg_uuid_t *only, int *n)
 	{
 		SPIPlanPtr	fresh = SPI_prepare("SELECT saga_id, node, operation, attempt, result"
 										" FROM saga.local_outcome WHERE bucket = ANY ($1)"
-										" AND ($2 IS NULL OR saga_id = $2)", 2, types);
+										" AND ($2 IS NULL OR saga_id = $2)"
+										/* the barrier of a call whose answer comes later */
+										" AND NOT accepted", 2, types);
 
 		if (fresh == NULL || SPI_keepplan(fresh) != 0)
 			elog(ERROR, "could not prepare the outcome query");
@@ -587,7 +742,7 @@ saga_log_read_outcomes(uint64 buckets, const pg_uuid_t *only, int *n)
 		bool		isnull;
 
 		outcomes[i].key.saga_id = *DatumGetUUIDP(column(i, 1, &isnull));
-		outcomes[i].key.node = DatumGetInt16(column(i, 2, &isnull));
+		outcomes[i].key.node = DatumGetInt32(column(i, 2, &isnull));
 		outcomes[i].key.op = DatumGetChar(column(i, 3, &isnull));
 		outcomes[i].attempt = DatumGetInt32(column(i, 4, &isnull));
 		outcomes[i].result = jsonb_column(context, i, 5);
@@ -631,25 +786,22 @@ saga_log_read_inbox(int64 id, SagaInboxRow *row)
 		row->force = DatumGetBool(v[6]);
 		row->actor = TextDatumGetCString(v[7]);
 		row->note = text_of(v[8], n[8]);
+		row->operation = text_of(v[10], n[10]);
+		row->kind = text_of(v[11], n[11]);
+		row->has_value = !n[12];
+		row->value = n[12] ? 0 : DatumGetInt64(v[12]);
 	}
 	saga_table_close(table);
 	return found;
 }
 
-SagaRingEntry *
-saga_log_list_inbox(uint64 buckets, int *n)
+static SagaRingEntry *
+inbox_entries(MemoryContext context, int *n)
 {
-	static SPIPlanPtr plan = NULL;
-	Oid			types[1] = {INT2ARRAYOID};
-	Datum		values[1];
 	SagaRingEntry *entries;
-	MemoryContext context = CurrentMemoryContext;
 
-	values[0] = bucket_array(buckets);
-	run_query(&plan, "SELECT saga_id, id FROM saga.inbox WHERE bucket = ANY ($1) ORDER BY id",
-			  1, types, values);
 	*n = (int) SPI_processed;
-	entries = MemoryContextAlloc(context, sizeof(SagaRingEntry) * Max(*n, 1));
+	entries = MemoryContextAllocHuge(context, sizeof(SagaRingEntry) * Max(*n, 1));
 	for (int i = 0; i < *n; i++)
 	{
 		bool		isnull;
@@ -659,4 +811,34 @@ saga_log_list_inbox(uint64 buckets, int *n)
 	}
 	SPI_freetuptable(SPI_tuptable);
 	return entries;
+}
+
+SagaRingEntry *
+saga_log_list_inbox(uint64 buckets, int *n)
+{
+	static SPIPlanPtr plan = NULL;
+	Oid			types[1] = {INT2ARRAYOID};
+	Datum		values[1];
+	MemoryContext context = CurrentMemoryContext;
+
+	values[0] = bucket_array(buckets);
+	run_query(&plan, "SELECT saga_id, id FROM saga.inbox WHERE bucket = ANY ($1) ORDER BY id",
+			  1, types, values);
+	return inbox_entries(context, n);
+}
+
+SagaRingEntry *
+saga_log_list_inbox_of(const pg_uuid_t *id, bool signals, int *n)
+{
+	static SPIPlanPtr plan = NULL;
+	Oid			types[2] = {UUIDOID, BOOLOID};
+	Datum		values[2];
+	MemoryContext context = CurrentMemoryContext;
+
+	values[0] = UUIDPGetDatum(id);
+	values[1] = BoolGetDatum(signals);
+	run_query(&plan, "SELECT saga_id, id FROM saga.inbox"
+			  " WHERE saga_id = $1 AND (NOT $2 OR verb = 'signal') ORDER BY id",
+			  2, types, values);
+	return inbox_entries(context, n);
 }

@@ -50,6 +50,7 @@ typedef struct SagaInstanceChange
 	const char *error;
 	TimestampTz ended_at;		/* 0: not ended */
 	bool		ended_elsewhere;	/* an executor has written state and end */
+	bool		holds;			/* it may hold locks or reservations */
 } SagaInstanceChange;
 
 typedef struct SagaOutcomeKey
@@ -70,6 +71,19 @@ typedef struct SagaStuckChange
 	const char *message;
 	TimestampTz since;
 } SagaStuckChange;
+
+/* A step that is offered to saga.take(), or no longer. */
+typedef struct SagaQueued
+{
+	pg_uuid_t	saga_id;
+	const char *step;
+	SagaOp		op;
+	bool		removed;
+	const char *queue;
+	const char *definition;
+	int32		priority;
+	Jsonb	   *input;
+} SagaQueued;
 
 typedef struct SagaWakeup
 {
@@ -98,6 +112,12 @@ typedef struct SagaTurn
 	int			nwakeups,
 				maxwakeups;
 	SagaWakeup *wakeups;
+	int			nreplaced,
+				maxreplaced;
+	SagaOutcomeKey *replaced;	/* steps that are begun anew */
+	int			nqueued,
+				maxqueued;
+	SagaQueued *queued;
 } SagaTurn;
 
 /* Inside a transaction of the coordinator. */
@@ -118,6 +138,8 @@ typedef struct SagaInstanceRow
 	TimestampTz deadline;		/* DT_NOEND: none */
 	bool		ended;			/* by an executor, log not yet closed */
 	int32		origin;			/* saga_origin() of where it was started */
+	bool		scheduled;		/* started by a schedule */
+	bool		two_phase;		/* protocol */
 } SagaInstanceRow;
 
 /* Number of the last record of a saga's log. */
@@ -126,9 +148,20 @@ extern int32 saga_log_last_seq(const pg_uuid_t *id);
 /* By id in the current context; false if there is no such row. */
 extern bool saga_log_read_instance(const pg_uuid_t *id, SagaInstanceRow *row);
 
-/* The log of one saga in order, in the current context. */
-extern List *saga_log_read(const pg_uuid_t *id, int (*node_of) (void *arg, const char *step),
-						   void *arg);
+/* Of the pseudo-nodes in the log; all others are names of runs of steps. */
+#define SAGA_END_NAME		"$end"
+#define SAGA_ON_STUCK_NAME	"$on_stuck"
+
+/* Room for the name of a run: the node's, and a number for each body. */
+#define SAGA_STEP_NAME_SIZE	512
+
+/*
+ * The log of one saga in order, in the current context.  Which step a record
+ * is about is only known once the ones before it are folded: saga_log_apply()
+ * finds it, sets record.node and folds the record; false if it cannot follow.
+ */
+extern List *saga_log_read(const pg_uuid_t *id);
+extern bool saga_log_apply(SagaState *state, SagaLogEntry *entry);
 
 typedef struct SagaLive
 {
@@ -137,8 +170,12 @@ typedef struct SagaLive
 	int32		priority;
 } SagaLive;
 
-/* Every live saga of the given buckets (bit mask), oldest first. */
-extern SagaLive *saga_log_read_live(uint64 buckets, int *n);
+/*
+ * Every live saga of the given buckets (bit mask), or those that no
+ * coordinator has begun; in pieces, as there may be a million.
+ */
+extern void saga_log_read_live(uint64 buckets, bool pending_only,
+							   void (*each) (const SagaLive *live));
 
 typedef struct SagaOutcome
 {
@@ -167,10 +204,18 @@ typedef struct SagaInboxRow
 	bool		force;
 	char	   *actor;
 	char	   *note;
+	char	   *operation;		/* of an answer: action, undo */
+	char	   *kind;			/* of an answer: as saga_answer_name() says it */
+	int64		value;
+	bool		has_value;
 } SagaInboxRow;
 
 extern bool saga_log_read_inbox(int64 id, SagaInboxRow *row);
 extern SagaRingEntry *saga_log_list_inbox(uint64 buckets, int *n);
+
+/* The same of one saga; signals only, or all. */
+extern SagaRingEntry *saga_log_list_inbox_of(const pg_uuid_t *id, bool signals,
+											 int *n);
 
 /*
  * Raise the epoch when this is not the server incarnation that last called

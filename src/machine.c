@@ -2,14 +2,15 @@
  * machine.c
  *		What happens next: the machine's decisions (see machine.h).
  *
- * Owns the rules of order, retry, pivot, deadline, termination and ending, and
- * the entries.  Called by the coordinator, one event at a time, and by the
+ * Owns the entries, the output, and the rules of retry, deadline, termination
+ * and ending.  Called by the coordinator, one event at a time, and by the
  * simulator.  Neither this file nor the other machine_*.c may write a lasting
  * field of the state: those change only by machine_emit(), which applies the
  * record (machine_fold.c).  What is written directly is ephemeral: a call is
- * out; CALLING / UNDO_CALLING of a local call.
+ * out; CALLING / UNDO_CALLING of a local call, EVALUATING.
  *
- * Each entry handles its event (machine_answers.c, machine_verbs.c), and then
+ * Each entry handles its event (machine_answers.c, machine_verbs.c,
+ * machine_waits.c), and then
  * advance() does all that has become possible.  So resume() after a crash is
  * hardly more than advance() again.
  *
@@ -62,6 +63,7 @@ bool
 machine_try_emit(Machine *m, SagaRecord *record)
 {
 	SagaDecision *out = m->out;
+	bool		held = m->state->deadline_stuck;
 
 	record->seq = m->state->seq + 1;
 	if (!saga_machine_apply(m->state, record))
@@ -70,6 +72,21 @@ machine_try_emit(Machine *m, SagaRecord *record)
 		out->records = grow(out->arena, out->records, out->nrecords,
 							&out->maxrecords, sizeof(SagaRecord));
 	out->records[out->nrecords++] = *record;
+
+	/* when is it to be looked at again? */
+	switch (record->kind)
+	{
+		case SAGA_RECORD_UNDO:
+		case SAGA_RECORD_RESTARTED:
+		case SAGA_RECORD_TERMINATING:
+			m->state->wakes_stale = true;
+			break;
+		default:
+			if (is_step(m->state, record->node))
+				machine_set_wake(m->state, record->node);
+			m->state->wakes_stale |= held != m->state->deadline_stuck;
+			break;
+	}
 	return true;
 }
 
@@ -89,6 +106,24 @@ machine_emit_simple(Machine *m, SagaRecordKind kind, int32 node, SagaOp op)
 {
 	SagaRecord	record = machine_record(kind, node, op);
 
+	return machine_emit(m, &record);
+}
+
+bool
+machine_emit_value(Machine *m, SagaRecordKind kind, int32 node, int64 value)
+{
+	SagaRecord	record = machine_record(kind, node, SAGA_OP_ACTION);
+
+	record.value = value;
+	return machine_emit(m, &record);
+}
+
+bool
+machine_emit_due(Machine *m, SagaRecordKind kind, int32 node, SagaTime due)
+{
+	SagaRecord	record = machine_record(kind, node, SAGA_OP_ACTION);
+
+	record.due = due;
 	return machine_emit(m, &record);
 }
 
@@ -131,12 +166,58 @@ machine_call(Machine *m, int32 node, SagaOp op)
 		step->claim_out = true;
 		cmd->attempt = step->claim_tries + 1;
 		cmd->target = in_undo_phase(step) ? SAGA_OP_UNDO : SAGA_OP_ACTION;
+		machine_set_wake(m->state, node);
 		return;
 	}
 	step->in_flight = true;
+	if (op == SAGA_OP_EVAL)
+	{
+		SagaEval	eval;
+
+		machine_needs_eval(m->state, step, &eval);
+		cmd->eval = eval;
+	}
+	if (op != SAGA_OP_HOOK)
+		machine_set_wake(m->state, node);
 	cmd->attempt = (op == SAGA_OP_UNDO ? undo_attempts(step) :
 					step->attempts) + 1;
 	cmd->conditional = op == SAGA_OP_UNDO && !step->happened;
+}
+
+void
+machine_call_is_over(SagaState *state, SagaStep *step)
+{
+	step->in_flight = false;
+	state->in_flight--;
+	if (step != &state->hook)
+		machine_set_wake(state, index_of(state, step));
+}
+
+void
+machine_claim_is_over(SagaState *state, SagaStep *step)
+{
+	step->claim_out = false;
+	state->in_flight--;
+	machine_set_wake(state, index_of(state, step));
+}
+
+void
+machine_set_lost(SagaState *state, SagaStep *step, bool lost)
+{
+	state->nlost += (int32) lost - (int32) step->lost;
+	step->lost = lost;
+}
+
+/* The step's call, if one is out, no longer matters. */
+void
+machine_forget_call(Machine *m, int32 node)
+{
+	SagaStep   *step = machine_step(m->state, node);
+
+	if (!step->in_flight)
+		return;
+	command(m, SAGA_CMD_CANCEL_CALL, node, machine_op(m->state, step));
+	machine_call_is_over(m->state, step);
 }
 
 /* Whatever is still out for the step no longer matters. */
@@ -145,20 +226,14 @@ machine_forget_calls(Machine *m, int32 node)
 {
 	SagaStep   *step = machine_step(m->state, node);
 
-	if (step->in_flight)
-	{
-		machine_call_is_over(m->state, step);
-		command(m, SAGA_CMD_CANCEL_CALL, node,
-				node == SAGA_NODE_END ? SAGA_OP_HOOK :
-				in_undo_phase(step) || step->status == SAGA_STEP_UNDONE ?
-				SAGA_OP_UNDO : SAGA_OP_ACTION);
-	}
+	machine_forget_call(m, node);
 	if (step->claim_out)
 	{
 		machine_claim_is_over(m->state, step);
 		command(m, SAGA_CMD_CANCEL_CALL, node, SAGA_OP_CLAIM);
 	}
-	step->lost = false;
+	if (node != SAGA_NODE_END)
+		machine_set_lost(m->state, step, false);
 }
 
 /* May new calls start? */
@@ -200,78 +275,7 @@ machine_retry_at(const Machine *m, const SagaRetry *retry, int32 n,
 	return Max(m->now + wait, 1);
 }
 
-/* ------------------------------------------------------- going forward */
-
-static void
-dispatch_ready(Machine *m)
-{
-	SagaState  *state = m->state;
-
-	while (state->ready_head < state->nready)
-	{
-		int32		i = state->ready[state->ready_head++];
-		const SagaNode *node = &m->graph->nodes[i];
-		SagaStep   *step = &state->steps[i];
-
-		if (step->status != SAGA_STEP_IDLE)
-			continue;
-		if (node->kind == SAGA_NODE_UNDO)
-		{
-			machine_emit_simple(m, SAGA_RECORD_DONE, i, SAGA_OP_ACTION);
-			continue;
-		}
-		step->lost = false;
-		if (node->action_local)
-			machine_set_status(state, step, SAGA_STEP_CALLING);
-		else
-			machine_emit_simple(m, SAGA_RECORD_INTENT, i, SAGA_OP_ACTION);
-		machine_call(m, i, SAGA_OP_ACTION);
-	}
-}
-
-/*
- * Retries and claims whose time has come; finds the next due time.  A claim is
- * somebody's wish, so the deadline does not hold it back.
- */
-static void
-start_due(Machine *m)
-{
-	SagaState  *state = m->state;
-	bool		undo = state->direction == SAGA_UNDO;
-
-	if (state->nbackoff == 0 && state->nclaims == 0)
-	{
-		state->due_min = SAGA_NEVER;
-		state->due_stale = false;
-		return;
-	}
-	if (!state->due_stale && m->now < state->due_min)
-		return;
-	state->due_min = SAGA_NEVER;
-	state->due_stale = false;
-	for (int32 i = 0; i < m->graph->nnodes; i++)
-	{
-		SagaStep   *step = &state->steps[i];
-
-		if (step->claiming)
-		{
-			if (step->claim_out)
-				continue;
-			if (step->claim_due <= m->now)
-				machine_call(m, i, SAGA_OP_CLAIM);
-			else
-				state->due_min = Min(state->due_min, step->claim_due);
-		}
-		else if (step->status == (undo ? SAGA_STEP_UNDO_BACKOFF :
-								  SAGA_STEP_BACKOFF) && !step->in_flight)
-		{
-			if (step->due <= m->now && !state->deadline_stuck)
-				machine_call(m, i, undo ? SAGA_OP_UNDO : SAGA_OP_ACTION);
-			else
-				state->due_min = Min(state->due_min, step->due);
-		}
-	}
-}
+/* ------------------------------------------------------- what was held back */
 
 /*
  * Calls that should be out but are not: they were held back by a pause or the
@@ -281,19 +285,26 @@ static void
 restart_calls(Machine *m)
 {
 	SagaState  *state = m->state;
-	bool		undo = state->direction == SAGA_UNDO;
 
 	if (!state->restart)
 		return;
 	state->restart = false;
-	for (int32 i = 0; i < m->graph->nnodes; i++)
+	for (int32 i = 0; i < state->nsteps; i++)
 	{
-		SagaStep   *step = &state->steps[i];
+		const SagaStep *step = &state->steps[i];
 
-		if (step->status == (undo ? SAGA_STEP_UNDO_CALLING :
-							 SAGA_STEP_CALLING) &&
-			!step->in_flight && !step->claiming)
-			machine_call(m, i, undo ? SAGA_OP_UNDO : SAGA_OP_ACTION);
+		if (step->in_flight || step->claiming || step->replaced)
+			continue;
+		if (step->status == SAGA_STEP_UNDO_CALLING)
+			machine_call(m, i, SAGA_OP_UNDO);
+		else if (undoing(state, step))
+			continue;
+		else if (step->status == SAGA_STEP_CALLING)
+			machine_call(m, i, SAGA_OP_ACTION);
+		else if (step->status == SAGA_STEP_EVALUATING)
+			machine_call(m, i, SAGA_OP_EVAL);
+		else if (step->status == SAGA_STEP_SCOPED)
+			machine_continue_body(m, i);
 	}
 }
 
@@ -301,8 +312,7 @@ restart_calls(Machine *m)
 void
 machine_restart_calls(SagaState *state)
 {
-	state->restart = true;
-	state->due_stale = true;	/* retries are start_due()'s */
+	state->restart = true;		/* retries are machine_start_due()'s */
 }
 
 void
@@ -314,14 +324,16 @@ machine_stuck(Machine *m, int32 node, SagaOp op, SagaStuckReason reason)
 	machine_emit(m, &record);
 }
 
-/* Turn to undo. */
+/* Turn to undo, of all or of what follows a save-point. */
 void
-machine_turn(Machine *m, SagaCause cause, int32 node, const void *payload)
+machine_turn(Machine *m, SagaCause cause, int32 node, int32 back_to,
+			 const void *payload)
 {
 	SagaRecord	record = machine_record(SAGA_RECORD_UNDO, node, SAGA_OP_ACTION);
 
 	record.cause = cause;
 	record.payload = payload;
+	record.value = back_to == SAGA_NO_NODE ? 0 : 1 + back_to;
 	if (machine_emit(m, &record))
 		machine_undo_begin(m);
 }
@@ -337,85 +349,13 @@ machine_claim(Machine *m, int32 node, const void *payload)
 		machine_call(m, node, SAGA_OP_CLAIM);
 }
 
-/* What follows from one failed step. */
-static void
-judge_step(Machine *m, int32 i)
-{
-	const SagaNode *node = &m->graph->nodes[i];
-	SagaStep   *step = &m->state->steps[i];
-	PivotPhase	phase;
-
-	if (step->refused)
-	{
-		machine_emit_simple(m, SAGA_RECORD_SKIPPED, i, SAGA_OP_ACTION);
-		return;
-	}
-	if (step->last_kind == SAGA_ANSWER_BROKEN)
-	{
-		machine_stuck(m, i, SAGA_OP_ACTION, SAGA_STUCK_BROKEN);
-		return;
-	}
-	if (node->on_failure == SAGA_FAILURE_CONTINUE)
-	{
-		machine_emit_simple(m, SAGA_RECORD_CONTINUED, i, SAGA_OP_ACTION);
-		return;
-	}
-	phase = pivot_phase(m->state);
-	if (node->on_failure == SAGA_FAILURE_STUCK || node->after_pivot ||
-		phase == PIVOT_PASSED)
-	{
-		machine_stuck(m, i, SAGA_OP_ACTION, SAGA_STUCK_DECLINED);
-		return;
-	}
-	if (phase == PIVOT_OPEN)
-	{
-		machine_turn(m, SAGA_CAUSE_DECLINED, i, NULL);
-		return;
-	}
-
-	/*
-	 * Held until the pivot's outcome is known.  A pivot that was declined
-	 * itself, but has an earlier attempt that may still arrive, is claimed:
-	 * then it has happened or never will.
-	 */
-	if (!node->pivot || step->claiming)
-		return;
-	if (step->claim_failed)
-		machine_stuck(m, i, SAGA_OP_ACTION, SAGA_STUCK_DECLINED);
-	else
-		machine_claim(m, i, NULL);
-}
-
-static void
-judge_failures(Machine *m)
-{
-	SagaState  *state = m->state;
-	PivotPhase	phase;
-
-	/* again, if the consequence for the pivot decides on those held for it */
-	do
-	{
-		phase = pivot_phase(state);
-		for (int32 i = 0; i < m->graph->nnodes; i++)
-		{
-			SagaStep   *step = &state->steps[i];
-
-			if (state->nheld == 0 || state->direction != SAGA_FORWARD)
-				return;
-			if (step->status == SAGA_STEP_FAILED && !step->continued &&
-				!step->claiming)
-				judge_step(m, i);
-		}
-	} while (phase != pivot_phase(state));
-}
-
 /* Can the deadline still change anything, and now? */
 static bool
 deadline_armed(const SagaState *state)
 {
 	return state->deadline != SAGA_NEVER && !state->deadline_hit &&
-		state->direction == SAGA_FORWARD && !state->paused &&
-		!state->terminating && state->open + state->nheld > 0 &&
+		going_forward(state) && !state->paused &&
+		!state->terminating && !all_settled(state) &&
 		pivot_phase(state) != PIVOT_UNSURE;
 }
 
@@ -425,7 +365,8 @@ check_deadline(Machine *m)
 	if (m->now < m->state->deadline || !deadline_armed(m->state))
 		return;
 	if (pivot_phase(m->state) == PIVOT_OPEN)
-		machine_turn(m, SAGA_CAUSE_DEADLINE, SAGA_NO_NODE, NULL);
+		machine_turn(m, SAGA_CAUSE_DEADLINE, SAGA_NO_NODE, SAGA_NO_NODE,
+					 NULL);
 	else
 		machine_stuck(m, SAGA_NO_NODE, SAGA_OP_ACTION, SAGA_STUCK_DEADLINE);
 }
@@ -440,7 +381,7 @@ machine_end(Machine *m, SagaStateName state, SagaCause cause)
 
 	if (m->state->in_flight > 0)
 	{
-		for (int32 i = SAGA_NODE_END; i < m->graph->nnodes; i++)
+		for (int32 i = SAGA_NODE_END; i < m->state->nsteps; i++)
 			machine_forget_calls(m, i);
 		if (m->state->stuck_hook_out)
 		{
@@ -476,6 +417,17 @@ finish(Machine *m)
 		machine_call(m, SAGA_NODE_END, SAGA_OP_HOOK);
 }
 
+/* All that followed the save-point is undone: forward again from there. */
+static void
+go_on_from_savepoint(Machine *m)
+{
+	SagaState  *state = m->state;
+
+	if (state->back_to != SAGA_NO_NODE && machine_undo_finished(state))
+		machine_emit_simple(m, SAGA_RECORD_RESTARTED, state->back_to,
+							SAGA_OP_ACTION);
+}
+
 /* May the step's current operation have happened, though no answer says so? */
 bool
 machine_is_doubtful(const SagaState *state, const SagaStep *step)
@@ -483,7 +435,7 @@ machine_is_doubtful(const SagaState *state, const SagaStep *step)
 	if (in_undo_phase(step))
 		return !is_local(state, step, true) &&
 			(step->undo_maybe || step->in_flight || step->lost);
-	if (is_local(state, step, false))
+	if (!is_sent(state, step))
 		return false;
 	switch (step->status)
 	{
@@ -491,6 +443,7 @@ machine_is_doubtful(const SagaState *state, const SagaStep *step)
 		case SAGA_STEP_BACKOFF:
 		case SAGA_STEP_STUCK:
 		case SAGA_STEP_FAILED:
+		case SAGA_STEP_ACCEPTED:
 			return step->maybe || step->in_flight || step->lost;
 		default:
 			return false;
@@ -504,22 +457,15 @@ advance_termination(Machine *m)
 	SagaState  *state = m->state;
 	bool		wait = state->hook.in_flight;
 
-	state->due_min = SAGA_NEVER;
-	state->due_stale = false;
-	for (int32 i = 0; i < m->graph->nnodes; i++)
+	machine_find_wakes(state);
+	for (int32 i = 0; i < m->state->nsteps; i++)
 	{
 		SagaStep   *step = &state->steps[i];
 
-		if (step->in_flight || step->claim_out)
+		if (step->claiming && !step->claim_out && step->claim_due <= m->now)
+			machine_call(m, i, SAGA_OP_CLAIM);
+		if (step->in_flight || step->claiming)
 			wait = true;
-		else if (step->claiming)
-		{
-			if (step->claim_due <= m->now)
-				machine_call(m, i, SAGA_OP_CLAIM);
-			else
-				state->due_min = Min(state->due_min, step->claim_due);
-			wait = true;
-		}
 		else if (machine_is_doubtful(state, step))
 		{
 			machine_claim(m, i, NULL);
@@ -535,6 +481,7 @@ static void
 advance(Machine *m)
 {
 	SagaState  *state = m->state;
+	int			nrecords;
 
 	if (SAGA_STATE_ENDED(state->state) || !state->resumed)
 		return;
@@ -548,21 +495,30 @@ advance(Machine *m)
 		advance_termination(m);
 		return;
 	}
-	if (state->direction == SAGA_FORWARD)
+
+	/* again, as long as one thing makes another possible */
+	do
 	{
-		judge_failures(m);
-		check_deadline(m);
-	}
-	if (may_call(state))
-	{
-		restart_calls(m);
+		nrecords = m->out->nrecords;
 		if (state->direction == SAGA_FORWARD)
-			dispatch_ready(m);
-		else
-			machine_undo_advance(m);
-	}
-	if (!state->paused)
-		start_due(m);
+			machine_judge_failures(m);
+		check_deadline(m);
+		if (may_call(state))
+		{
+			restart_calls(m);
+			machine_deliver_mail(m);
+			if (going_forward(state))
+				machine_begin_ready(m);
+			if (state->direction == SAGA_UNDO)
+				machine_undo_advance(m);
+		}
+		if (!state->paused)
+			machine_start_due(m);
+		if (may_call(state))
+			go_on_from_savepoint(m);
+	} while (m->out->nrecords != nrecords);
+	if (state->wakes_stale)
+		machine_find_wakes(state);
 	if (state->stuck_hooks > 0 && !state->stuck_hook_out && !state->paused)
 		machine_call(m, SAGA_NODE_ON_STUCK, SAGA_OP_HOOK);
 	finish(m);
@@ -573,9 +529,23 @@ advance(Machine *m)
 static Machine
 machine(SagaState *state, SagaTime now, double random, SagaDecision *out)
 {
-	Machine		m = {state, state->graph, now, random, out};
+	Machine		m = {state, now, random, out};
 
 	return m;
+}
+
+/* The first record, if it is not there yet. */
+static void
+start(Machine *m, const void *payload)
+{
+	SagaRecord	record = machine_record(SAGA_RECORD_STARTED, SAGA_NO_NODE,
+										SAGA_OP_ACTION);
+
+	if (m->state->seq > 0)
+		return;
+	m->state->resumed = true;
+	record.payload = payload;
+	machine_emit(m, &record);
 }
 
 void
@@ -585,7 +555,9 @@ saga_machine_decide(SagaState *state, const SagaEvent *event, SagaTime now,
 	Machine		m = machine(state, now, event->random, out);
 
 	out->ignored = NULL;
-	if (SAGA_STATE_ENDED(state->state))
+	if (SAGA_STATE_ENDED(state->state) &&
+		(event->kind != SAGA_EVENT_VERB ||
+		 event->verb != SAGA_VERB_UNDO_COMPLETED))
 	{
 		out->ignored = "the saga has ended";
 		return;
@@ -593,7 +565,7 @@ saga_machine_decide(SagaState *state, const SagaEvent *event, SagaTime now,
 
 	/* a folded state whose owner forgot to say so */
 	if (!state->resumed && state->seq > 0 &&
-		event->kind != SAGA_EVENT_ANSWER)
+		event->kind != SAGA_EVENT_ANSWER && !SAGA_STATE_ENDED(state->state))
 		saga_machine_resume(state, now, out);
 
 	switch (event->kind)
@@ -604,10 +576,7 @@ saga_machine_decide(SagaState *state, const SagaEvent *event, SagaTime now,
 				out->ignored = "the saga has already started";
 				return;
 			}
-			state->resumed = true;
-			machine_emit_simple(&m, SAGA_RECORD_STARTED, SAGA_NO_NODE, SAGA_OP_ACTION);
-			if (event->payload)
-				out->records[out->nrecords - 1].payload = event->payload;
+			start(&m, event->payload);
 			break;
 		case SAGA_EVENT_ANSWER:
 			machine_on_answer(&m, event);
@@ -620,12 +589,45 @@ saga_machine_decide(SagaState *state, const SagaEvent *event, SagaTime now,
 		case SAGA_EVENT_VERB:
 			machine_on_verb(&m, event);
 			break;
+		case SAGA_EVENT_COMPLETED:
+			machine_on_completed(&m, event);
+			break;
+		case SAGA_EVENT_HEARTBEAT:
+			machine_on_heartbeat(&m, event);
+			break;
+		case SAGA_EVENT_SIGNAL:
+			start(&m, NULL);
+			machine_on_signal(&m, event);
+			break;
 		default:
 			out->ignored = "there is no such event";
 			break;
 	}
 	if (out->ignored == NULL)
 		advance(&m);
+}
+
+/*
+ * A call of an earlier life may be under way: one with an intent, or a retry,
+ * even of a step whose time has not come (clocks go back).
+ */
+static void
+find_lost_calls(Machine *m)
+{
+	SagaState  *state = m->state;
+
+	for (int32 i = 0; i < state->nsteps; i++)
+	{
+		SagaStep   *step = &state->steps[i];
+
+		if (step->status == SAGA_STEP_CALLING ||
+			step->status == SAGA_STEP_BACKOFF)
+			machine_set_lost(state, step, is_sent(state, step));
+		else if (step->status == SAGA_STEP_UNDO_CALLING ||
+				 step->status == SAGA_STEP_UNDO_BACKOFF)
+			machine_set_lost(state, step, !is_local(state, step, true));
+		machine_give_up_once(m, i);
+	}
 }
 
 void
@@ -640,29 +642,19 @@ saga_machine_resume(SagaState *state, SagaTime now, SagaDecision *out)
 		state->resumed = true;
 		state->ready_head = 0;
 
-		/*
-		 * A call of an earlier life may be under way: one with an intent, or
-		 * a retry, even of a step whose time has not come (clocks go back).
-		 */
-		for (int32 i = 0; i < state->graph->nnodes && !state->clean; i++)
+		if (!state->clean)
 		{
-			SagaStep   *step = &state->steps[i];
-
-			if (step->status == SAGA_STEP_CALLING ||
-				step->status == SAGA_STEP_BACKOFF)
-				step->lost = !is_local(state, step, false);
-			else if (step->status == SAGA_STEP_UNDO_CALLING ||
-					 step->status == SAGA_STEP_UNDO_BACKOFF)
-				step->lost = !is_local(state, step, true);
+			find_lost_calls(&m);
+			machine_waits_resume(&m);
 		}
 		state->clean = false;
 	}
 	if (state->direction == SAGA_UNDO)
 	{
 		machine_undo_begin(&m);
-		for (int32 i = 0; i < state->graph->nnodes; i++)
+		for (int32 i = 0; i < state->nsteps; i++)
 		{
-			if (state->steps[i].refused)
+			if (state->steps[i].refused && undoing(state, &state->steps[i]))
 			{
 				machine_emit_simple(&m, SAGA_RECORD_SKIPPED, i, SAGA_OP_UNDO);
 				machine_undo_touch(&m, i);
@@ -672,29 +664,26 @@ saga_machine_resume(SagaState *state, SagaTime now, SagaDecision *out)
 	}
 	machine_report_failures(&m, SAGA_NODE_END);
 	machine_restart_calls(state);
+	state->deliver = true;
+	state->wakes_stale = true;
 	advance(&m);
 }
 
 SagaTime
 saga_machine_next_due(const SagaState *state)
 {
-	SagaTime	due = state->due_min;
+	SagaTime	due = state->nwakes > 0 ? state->wakes[0].at : SAGA_NEVER;
 
 	if (SAGA_STATE_ENDED(state->state) || state->seq == 0)
 		return SAGA_NEVER;
-	if (state->due_stale)
-		due = 0;				/* only before resume(), which finds it */
-	if (state->terminating)
-		return due;
-	if (state->paused)
+	if (!state->resumed)
+		return 0;				/* resume() finds it */
+	if (state->paused && !state->terminating)
 		return SAGA_NEVER;
-	if (state->deadline_stuck ||
-		(state->nbackoff == 0 && state->nclaims == 0))
-		due = SAGA_NEVER;
 	if (deadline_armed(state))
 		due = Min(due, state->deadline);
 	if (state->hook.status == SAGA_STEP_BACKOFF && !state->hook.in_flight &&
-		all_settled(state))
+		!state->terminating && all_settled(state))
 		due = Min(due, state->hook.due);
 	return due;
 }
@@ -702,10 +691,5 @@ saga_machine_next_due(const SagaState *state)
 bool
 saga_machine_may_evict(const SagaState *state)
 {
-	if (!state->resumed || state->in_flight > 0)
-		return false;
-	for (int32 i = 0; i < state->graph->nnodes; i++)
-		if (state->steps[i].lost)
-			return false;
-	return true;
+	return state->resumed && state->in_flight == 0 && state->nlost == 0;
 }

@@ -132,6 +132,9 @@ typedef enum SagaStuckReason
 	SAGA_STUCK_HOOK_FAILS,		/* on_completed / on_compensated */
 } SagaStuckReason;
 
+/* More runs of nodes in one saga are declined: a loop or for_each ends there. */
+#define SAGA_MAX_STEPS	1000000
+
 #define SAGA_BROKEN_LIMIT	3	/* broken answers in a row, then stuck */
 #define SAGA_UNDO_LIMIT		10	/* failures of an undo, then stuck */
 
@@ -150,7 +153,6 @@ typedef enum SagaStepStatus
 	SAGA_STEP_UNDO_STUCK,
 	SAGA_STEP_UNDONE,			/* compensated, or known to need nothing */
 
-	/* ---- these count as open, see saga_step_is_open() ---- */
 	SAGA_STEP_EVALUATING,		/* ephemeral: an expression is out */
 	SAGA_STEP_SLEEPING,			/* until 'due' */
 	SAGA_STEP_AWAITING,			/* SIGNAL: it, or 'due' */
@@ -172,10 +174,8 @@ typedef struct SagaStep
 	int32		node;			/* which node of the graph this is a run of */
 	int32		run;			/* the scope run it is in: state->runs[] */
 	int32		retake;			/* 0, or how often it was begun anew */
-	bool		replaced;		/* a later take stands in its place */
-	bool		breakpoint;		/* pause when it is reached */
-	uint8		eval;			/* SagaEval it needs next, or is at */
-	bool		evaluated;		/* its condition was found true */
+	int32		replaces;		/* the take before this one, or -1 */
+	int32		made_at;		/* seq of the record that made it; 0 = START */
 	int32		value;			/* BRANCH: case taken; EACH: elements; LOOP:
 								 * iterations begun; SAVEPOINT: tries begun */
 	int32		first_run;		/* EACH, LOOP: its newest scope run, or -1; the
@@ -183,26 +183,30 @@ typedef struct SagaStep
 	int32		runs_open;		/* EACH: not over yet */
 	uint8		status;			/* SagaStepStatus.  A retry that is out leaves
 								 * it in BACKOFF / UNDO_BACKOFF, with in_flight.
-								 * CALLING / UNDO_CALLING of a local call is
-								 * the one ephemeral status (no record). */
-	bool		maybe;			/* remote: the action may have happened
-								 * although we hold no answer saying so */
-	bool		undo_maybe;		/* the same of the compensation */
-	bool		sticky;			/* an attempt of the current op went
-								 * unanswered: it can still arrive, so that a
-								 * later "no" does not end the doubt */
-	bool		happened;		/* the action is recorded as done */
-	bool		continued;		/* FAILED, and counts as done */
-	bool		settled;		/* those that follow have been told */
-	bool		refused;		/* claimed for a skip: SKIPPED must follow */
-	bool		claiming;		/* a verb waits for SAGA_OP_CLAIM */
-	bool		claim_skip;		/* ... which is to skip the step */
-	bool		claim_failed;	/* the last claim got no result */
-	bool		skip_tried;		/* ... and was for a skip: if the call is now
-								 * answered REFUSED, that has come to pass */
+								 * CALLING / UNDO_CALLING of a local call and
+								 * EVALUATING are ephemeral (no record). */
 	uint8		reason;			/* SagaStuckReason while it needs somebody */
 	uint8		last_kind;		/* SagaAnswerKind of the last attempt */
 	uint8		broken;			/* broken answers in a row */
+	bool		replaced:1;		/* a later take stands in its place */
+	bool		breakpoint:1;		/* pause when it is reached */
+	bool		evaluated:1;		/* its condition was found true */
+	bool		region:1;			/* of an undo back to a save-point */
+	bool		maybe:1;			/* remote: the action may have happened
+								 * although we hold no answer saying so */
+	bool		undo_maybe:1;		/* the same of the compensation */
+	bool		sticky:1;			/* an attempt of the current op went
+								 * unanswered: it can still arrive, so that a
+								 * later "no" does not end the doubt */
+	bool		happened:1;		/* the action is recorded as done */
+	bool		continued:1;		/* FAILED, and counts as done */
+	bool		settled:1;		/* those that follow have been told */
+	bool		refused:1;		/* claimed for a skip: SKIPPED must follow */
+	bool		claiming:1;		/* a verb waits for SAGA_OP_CLAIM */
+	bool		claim_skip:1;		/* ... which is to skip the step */
+	bool		claim_failed:1;	/* the last claim got no result */
+	bool		skip_tried:1;		/* ... and was for a skip: if the call is now
+								 * answered REFUSED, that has come to pass */
 	int32		attempts;		/* attempts of the current op that were
 								 * answered (lost workers eat none) */
 	int32		claim_tries;	/* the same of the current claim */
@@ -210,16 +214,20 @@ typedef struct SagaStep
 	int32		done_at;		/* seq of the record that ended the action:
 								 * the order of completion */
 	int32		unmet;			/* nodes it still waits for */
-	SagaTime	due;			/* in BACKOFF / UNDO_BACKOFF; 0 = at once */
+	SagaTime	due;			/* in BACKOFF / UNDO_BACKOFF, 0 = at once; in
+								 * SLEEPING, AWAITING, ACCEPTED, 0 = never */
 	SagaTime	claim_due;		/* while claiming: not before */
 
 	/* ---- ephemeral ---- */
-	bool		in_flight;		/* a call is out */
-	bool		claim_out;		/* a claim is out */
-	bool		lost;			/* a call of the current op may have been sent
+	bool		in_flight:1;		/* a call is out */
+	bool		claim_out:1;		/* a claim is out */
+	bool		lost:1;			/* a call of the current op may have been sent
 								 * whose answer will never be seen */
+	bool		undo_opened:1;	/* its bodies may be undone */
+	bool		listed:1;		/* in state->failed */
 	uint8		undo_class;		/* machine_undo.c's */
-	int32		undo_wait;		/* followers that still block its undo */
+	int32		undo_wait;		/* how many others still block its undo */
+	int32		wake;			/* 1 + place in state->wakes; 0: in none */
 } SagaStep;
 
 /* One run of a scope: the definition, an element, an iteration. */
@@ -233,20 +241,39 @@ typedef struct SagaScopeRun
 	bool		started;
 	int32	   *steps;			/* by node - scope->first: the current run of
 								 * each of its nodes */
+
+	/* ---- ephemeral ---- */
+	bool		undo_shut;		/* the undo of what follows comes first */
+	int32		undo_open;		/* steps not clear yet */
 } SagaScopeRun;
 
-/* A signal that came. */
+/* A signal that came and was not taken yet. */
 typedef struct SagaMail
 {
 	int32		signal;
 	int32		seq;			/* of its SIGNAL record */
-	bool		taken;
 } SagaMail;
+
+/* Step numbers, growing in the state's arena. */
+typedef struct SagaSteps
+{
+	int32	   *items;
+	int32		n;
+	int32		max;
+} SagaSteps;
+
+/* When a step that waits for a time must be looked at. */
+typedef struct SagaWake
+{
+	SagaTime	at;
+	int32		step;
+} SagaWake;
 
 typedef struct SagaState
 {
 	const SagaGraph *graph;
-	SagaArena  *arena;			/* the arrays below grow in it */
+	SagaArena  *arena;			/* the arrays below grow in it; a copy of the
+								 * one given to saga_machine_create() */
 
 	/* ---- a fold of the log ---- */
 	uint8		state;			/* SagaStateName: what users see */
@@ -258,14 +285,19 @@ typedef struct SagaState
 	bool		deadline_hit;	/* after the pivot: reported once */
 	bool		deadline_stuck; /* ... and nobody has acted yet */
 	bool		pivot_intent;	/* the pivot's intent is logged: no cancel */
+	bool		past_pivot;		/* the pivot was not taken, and what follows it
+								 * was reached: as if it had happened */
 	int32		failed_node;	/* whose failure began the undo, or NO_NODE */
 	int32		stuck_node;
 	int32		seq;			/* of the last record */
-	int32		open;			/* nodes IDLE, CALLING, BACKOFF or STUCK */
-	int32		nheld;			/* nodes FAILED, consequence not yet drawn */
-	int32		nbackoff;		/* nodes in BACKOFF or UNDO_BACKOFF */
-	int32		nclaims;		/* nodes claiming */
-	int32		nstuck;			/* nodes and hook with a stuck reason */
+	int32		open;			/* steps that are not over, see step_is_open() */
+	int32		nheld;			/* steps FAILED, consequence not yet drawn */
+	int32		nwaiting;		/* steps SLEEPING, AWAITING, ACCEPTED ... */
+	int32		nbusy;			/* steps that do not wait for a time or signal */
+	int32		nstuck;			/* steps and hook with a stuck reason */
+	int32		restarts;		/* RESTARTED records */
+	int32		back_to;		/* undo goes back to this save-point's step
+								 * only, then forward again; or NO_NODE */
 	SagaTime	deadline;		/* absolute, or NEVER */
 	SagaStep	hook;			/* the pseudo-node END */
 	bool		stuck_hook_due; /* on_stuck to be run, or in flight */
@@ -279,11 +311,8 @@ typedef struct SagaState
 	int32		nmail;
 	int32		maxmail;
 	SagaMail   *mail;
-	int32		nwaiting;		/* steps SLEEPING, AWAITING, ACCEPTED ... */
-	int32		back_to;		/* undo goes back to this save-point's step
-								 * only, then forward again; or NO_NODE */
-	int32	   *ready;			/* nodes in the order they became ready */
-	int32		nready;
+	SagaSteps	ready;			/* in the order they became ready, or their
+								 * bodies were over */
 
 	/* ---- ephemeral ---- */
 	int32		in_flight;		/* number of calls out, hooks included */
@@ -298,15 +327,20 @@ typedef struct SagaState
 	 */
 	bool		clean;
 	bool		restart;		/* some call may have to go out again */
-	bool		due_stale;		/* due_min must be found again */
-	SagaTime	due_min;		/* earliest due of a step not in flight */
-	int32		ready_head;		/* ready nodes before it have been called */
-	int32		undo_awaited;	/* nodes by undo_class */
+	bool		deliver;		/* some mail may be taken */
+	bool		wakes_stale;	/* the wakes must be found again */
+	int32		nwakes;
+	int32		maxwakes;
+	SagaWake   *wakes;			/* a heap, the earliest on top */
+	int32		nlost;			/* steps with 'lost' */
+	SagaSteps	failed;			/* FAILED, to be judged (and some others) */
+	SagaSteps	awaiting;		/* AWAITING (and some others) */
+	int32		ready_head;		/* ready steps before it have been begun */
+	int32		undo_awaited;	/* steps by undo_class */
 	int32		undo_needed;
 	int32		undo_active;
-	int32	   *undo_heap;		/* nodes that may be undone, newest first */
-	int32		nundo_heap;
-	int32	   *scratch;		/* graph->nnodes */
+	SagaSteps	undo_heap;		/* those that may be undone, newest first */
+	SagaSteps	scratch;
 } SagaState;
 
 /*
@@ -324,7 +358,9 @@ typedef enum SagaRecordKind
 	SAGA_RECORD_CONTINUED,		/* node given up or declined with on_failure
 								 * 'continue': counts as done */
 	SAGA_RECORD_SKIPPED,		/* node, op; payload = the operator's result */
-	SAGA_RECORD_UNDO,			/* direction turns: cause, node = failed one */
+	SAGA_RECORD_UNDO,			/* direction turns: cause, node = failed one;
+								 * value = 1 + step of the save-point that it
+								 * goes back to, 0 = all is undone */
 	SAGA_RECORD_STUCK,			/* node, op, stuck reason */
 	SAGA_RECORD_PAUSED,
 	SAGA_RECORD_RESUMED,
@@ -333,12 +369,14 @@ typedef enum SagaRecordKind
 	SAGA_RECORD_REFUSED,		/* node, op that the participant will refuse */
 	SAGA_RECORD_HOOK,			/* node END / ON_STUCK answered: answer, due */
 	SAGA_RECORD_ENDED,			/* state */
-	SAGA_RECORD_CHOSEN,			/* node, value: its condition, or its case */
+	SAGA_RECORD_CHOSEN,			/* node, value: its condition (if it has one
+								 * and was not asked yet), else its case */
 	SAGA_RECORD_EXPANDED,		/* node, value = elements; payload = them */
 	SAGA_RECORD_ITERATION,		/* node, value = number of the iteration */
 	SAGA_RECORD_SLEEPING,		/* node, due */
 	SAGA_RECORD_AWAITING,		/* node, due: waits for its signal */
-	SAGA_RECORD_ACCEPTED,		/* node, op, due */
+	SAGA_RECORD_ACCEPTED,		/* node, op, due; again when a heartbeat has
+								 * moved that */
 	SAGA_RECORD_SIGNAL,			/* value = signal; payload; kept until taken:
 								 * by the DONE whose value is this one's seq */
 	SAGA_RECORD_RESTARTED,		/* node: a save-point (back there, all undone)
@@ -346,7 +384,7 @@ typedef enum SagaRecordKind
 								 * follows it are begun anew */
 	SAGA_RECORD_DEADLINE,		/* due = the new deadline; 0 = none */
 	SAGA_RECORD_BREAKPOINT,		/* node, value: 1 set, 0 taken away, 2 met:
-								 * PAUSED follows */
+								 * the saga is paused by this */
 	SAGA_RECORD_REOPENED,		/* a completed child is undone after all */
 } SagaRecordKind;
 
@@ -375,7 +413,7 @@ typedef struct SagaRecord
  */
 typedef enum SagaCommandKind
 {
-	SAGA_CMD_CALL,				/* node, op, attempt, conditional */
+	SAGA_CMD_CALL,				/* node, op, attempt, conditional, eval */
 	SAGA_CMD_CANCEL_CALL,		/* node, op: an answer is no longer awaited */
 	SAGA_CMD_ENDED,				/* tell those who wait, forget the saga */
 } SagaCommandKind;
@@ -412,7 +450,8 @@ typedef enum SagaEventKind
 	SAGA_EVENT_VERB,			/* verb, node (or NO_NODE), value, force */
 	SAGA_EVENT_COMPLETED,		/* node, op, answer: of a call that was
 								 * ACCEPTED, or whose ACCEPTED is not here yet;
-								 * the first one counts */
+								 * the first one counts.  A call that is still
+								 * out is cancelled by it. */
 	SAGA_EVENT_HEARTBEAT,		/* node, op: an accepted call is alive */
 	SAGA_EVENT_SIGNAL,			/* value = signal */
 } SagaEventKind;
@@ -465,8 +504,10 @@ extern size_t saga_machine_size(const SagaGraph *graph);
  * Decide on one event.  Applies each record it emits to the state.
  *
  * An answer is that of the operation (node, op): once a call of it is out
- * again, the "no" of an earlier one must not be delivered any more.  DONE of a
- * local call may be, at any time.
+ * again, the "no" or ACCEPTED of an earlier one must not be delivered any
+ * more.  DONE of a local call may be, at any time.
+ *
+ * An ended saga takes no event but the verb UNDO_COMPLETED.
  */
 extern void saga_machine_decide(SagaState *state, const SagaEvent *event,
 								SagaTime now, SagaDecision *out);

@@ -39,7 +39,7 @@ skip_after_all(Machine *m, const SagaEvent *event)
 
 	if (event->answer != SAGA_ANSWER_REFUSED || !step->skip_tried ||
 		(event->op == SAGA_OP_ACTION &&
-		 (state->direction == SAGA_UNDO || state->terminating)))
+		 (undoing(state, step) || state->terminating)))
 		return false;
 	machine_call_is_over(state, step);
 	machine_forget_calls(m, event->node);
@@ -49,15 +49,17 @@ skip_after_all(Machine *m, const SagaEvent *event)
 	return true;
 }
 
-/* Is a failed action to be tried again? */
-static bool
-wants_retry(const Machine *m, int32 i, const SagaEvent *event,
-			const SagaRecord *record)
+/* Is a failed action, or expression, to be tried again? */
+bool
+machine_wants_retry(const Machine *m, int32 i, const SagaEvent *event,
+					const SagaRecord *record)
 {
-	const SagaNode *node = &m->graph->nodes[i];
 	const SagaStep *step = &m->state->steps[i];
+	const SagaNode *node = node_of(m->state, step);
 
-	if (m->state->direction == SAGA_UNDO || m->state->terminating)
+	if (undoing(m->state, step) || m->state->terminating)
+		return false;
+	if (node->at_most_once && record->answer == SAGA_ANSWER_UNKNOWN)
 		return false;
 	switch (record->answer)
 	{
@@ -97,28 +99,56 @@ answer_action(Machine *m, const SagaEvent *event)
 			machine_call_is_over(state, step);
 		machine_forget_calls(m, event->node);
 	}
+	else if (event->answer == SAGA_ANSWER_ACCEPTED && !local &&
+			 !undoing(state, step))
+		machine_accept(m, event);
 	else
 	{
 		/*
 		 * "No" is certain of this attempt only.  A key that is refused stays
 		 * refused, for earlier attempts too.
 		 */
+		if (event->answer == SAGA_ANSWER_ACCEPTED)
+			record.answer = local ? SAGA_ANSWER_BROKEN : SAGA_ANSWER_UNKNOWN;
 		record.maybe = !local && (step->sticky || step->lost ||
-								  event->answer == SAGA_ANSWER_UNKNOWN);
+								  record.answer == SAGA_ANSWER_UNKNOWN);
 		if (event->answer == SAGA_ANSWER_REFUSED)
 		{
 			record.answer = SAGA_ANSWER_DECLINED;
 			record.maybe = false;
 		}
-		if (wants_retry(m, event->node, event, &record))
-			record.due = machine_retry_at(m, &m->graph->nodes[event->node].retry,
+		if (machine_wants_retry(m, event->node, event, &record))
+			record.due = machine_retry_at(m, &node_of(state, step)->retry,
 								  record.attempt, event->retry_after);
-		machine_call_is_over(state, step);
+		if (step->in_flight)
+			machine_call_is_over(state, step);
 		machine_emit(m, &record);
-		step->lost = false;
+		machine_set_lost(state, step, false);
 	}
-	if (state->direction == SAGA_UNDO && state->resumed)
+	if (undoing(state, step) && state->resumed)
 		machine_undo_touch(m, event->node);
+}
+
+/*
+ * One that is sent at most once has been sent, and nobody will hear of it:
+ * that ends its attempts.
+ */
+bool
+machine_give_up_once(Machine *m, int32 i)
+{
+	SagaState  *state = m->state;
+	SagaStep   *step = &state->steps[i];
+	SagaRecord	record = machine_record(SAGA_RECORD_FAILED, i, SAGA_OP_ACTION);
+
+	if (!step->lost || in_undo_phase(step) || step->claiming ||
+		undoing(state, step) || !node_of(state, step)->at_most_once)
+		return false;
+	record.answer = SAGA_ANSWER_UNKNOWN;
+	record.maybe = true;
+	record.attempt = plus_one(step->attempts);
+	machine_emit(m, &record);
+	machine_set_lost(state, step, false);
+	return true;
 }
 
 /* Tell an operator of an undo or ending hook that fails, once. */
@@ -152,7 +182,8 @@ answer_undo(Machine *m, const SagaEvent *event)
 {
 	SagaState  *state = m->state;
 	SagaStep   *step = &state->steps[event->node];
-	const SagaNode *node = &m->graph->nodes[event->node];
+	const SagaNode *node = node_of(state, step);
+	bool		local = is_local(state, step, true);
 	bool		done = event->answer == SAGA_ANSWER_DONE;
 	SagaRecord	record = answer_record(event, done);
 	int32		attempts = undo_attempts(step);
@@ -173,24 +204,37 @@ answer_undo(Machine *m, const SagaEvent *event)
 			machine_call_is_over(state, step);
 		machine_forget_calls(m, event->node);
 	}
+	else if (event->answer == SAGA_ANSWER_ACCEPTED && !local)
+		machine_accept(m, event);
 	else
 	{
-		record.maybe = !node->compensation_local &&
-			(step->sticky || step->lost ||
-			 event->answer == SAGA_ANSWER_UNKNOWN);
+		record.maybe = !local && (step->sticky || step->lost ||
+								  event->answer == SAGA_ANSWER_UNKNOWN);
 		if (event->answer == SAGA_ANSWER_REFUSED)
 			record.answer = SAGA_ANSWER_DECLINED;
-		if (event->answer != SAGA_ANSWER_BROKEN || state->terminating ||
+		if (event->answer == SAGA_ANSWER_ACCEPTED)
+			record.answer = SAGA_ANSWER_BROKEN;
+		if (record.answer != SAGA_ANSWER_BROKEN || state->terminating ||
 			broken + 1 < SAGA_BROKEN_LIMIT)
 			record.due = machine_retry_at(m, &node->undo_retry, record.attempt,
 								  event->retry_after);
-		machine_call_is_over(state, step);
+		if (step->in_flight)
+			machine_call_is_over(state, step);
 		machine_emit(m, &record);
-		step->lost = false;
+		machine_set_lost(state, step, false);
 		machine_report_failures(m, event->node);
 	}
 	if (state->resumed)
 		machine_undo_touch(m, event->node);
+}
+
+void
+machine_answer_step(Machine *m, const SagaEvent *event)
+{
+	if (event->op == SAGA_OP_UNDO)
+		answer_undo(m, event);
+	else
+		answer_action(m, event);
 }
 
 static void
@@ -229,11 +273,11 @@ answer_claim(Machine *m, const SagaEvent *event)
 			record.due = machine_retry_at(m, &machine_own_retry, record.attempt,
 								  event->retry_after);
 		machine_emit(m, &record);
-		if (state->direction == SAGA_UNDO)
+		if (undoing(state, step))
 			machine_undo_settle(m, event->node);
 		machine_restart_calls(state);
 	}
-	if (state->direction == SAGA_UNDO)
+	if (undoing(state, step))
 		machine_undo_touch(m, event->node);
 }
 
@@ -273,12 +317,12 @@ is_out(const SagaState *state, int32 node, SagaOp op)
 	if (op == SAGA_OP_HOOK)
 		return node == SAGA_NODE_ON_STUCK ? state->stuck_hook_out :
 			node == SAGA_NODE_END && state->hook.in_flight;
-	if (!is_node(state, node))
+	if (!is_step(state, node))
 		return false;
 	step = &state->steps[node];
 	if (op == SAGA_OP_CLAIM)
 		return step->claim_out;
-	return step->in_flight && in_undo_phase(step) == (op == SAGA_OP_UNDO);
+	return step->in_flight && machine_op(state, step) == op;
 }
 
 /* DONE of a local call is believed at any time: its effect is committed. */
@@ -290,9 +334,11 @@ is_local_truth(const SagaState *state, const SagaEvent *event)
 	if (event->op == SAGA_OP_HOOK)
 		return event->node == SAGA_NODE_END && !hook_over(state) &&
 			(!state->resumed || all_settled(state));
-	return is_node(state, event->node) &&
-		(event->op == SAGA_OP_ACTION ||
-		 (event->op == SAGA_OP_UNDO && state->direction == SAGA_UNDO)) &&
+	return is_step(state, event->node) &&
+		((event->op == SAGA_OP_ACTION &&
+		  node_of(state, &state->steps[event->node])->kind == SAGA_NODE_STEP) ||
+		 (event->op == SAGA_OP_UNDO &&
+		  undoing(state, &state->steps[event->node]))) &&
 		is_local(state, &state->steps[event->node],
 				 event->op == SAGA_OP_UNDO);
 }
@@ -302,7 +348,7 @@ machine_on_answer(Machine *m, const SagaEvent *event)
 {
 	SagaState  *state = m->state;
 
-	if (event->answer > SAGA_ANSWER_REFUSED ||
+	if (event->answer > SAGA_ANSWER_ACCEPTED ||
 		(!is_out(state, event->node, event->op) &&
 		 !is_local_truth(state, event)))
 	{
@@ -314,13 +360,14 @@ machine_on_answer(Machine *m, const SagaEvent *event)
 	switch (event->op)
 	{
 		case SAGA_OP_ACTION:
-			answer_action(m, event);
-			break;
 		case SAGA_OP_UNDO:
-			answer_undo(m, event);
+			machine_answer_step(m, event);
 			break;
 		case SAGA_OP_CLAIM:
 			answer_claim(m, event);
+			break;
+		case SAGA_OP_EVAL:
+			machine_answer_eval(m, event);
 			break;
 		default:
 			answer_hook(m, event);
@@ -352,15 +399,16 @@ machine_on_lost(Machine *m, const SagaEvent *event)
 	if (event->op == SAGA_OP_CLAIM)
 	{
 		machine_claim_is_over(state, step);
-		state->due_stale = true;
 		return;					/* the same */
 	}
 	machine_call_is_over(state, step);
 	if (event->op == SAGA_OP_HOOK)
 		return;					/* the same */
-	step->lost = !is_local(state, step, event->op == SAGA_OP_UNDO);
-	if (event->op == SAGA_OP_ACTION && state->direction == SAGA_UNDO)
+	if (event->op != SAGA_OP_EVAL)
+		machine_set_lost(state, step,
+						 !is_local(state, step, event->op == SAGA_OP_UNDO));
+	if (event->op == SAGA_OP_ACTION && undoing(state, step))
 		machine_undo_settle(m, event->node);
-	else
+	else if (!machine_give_up_once(m, event->node))
 		machine_restart_calls(state);
 }

@@ -46,6 +46,17 @@ static const char *const record_names[] = {
 	[SAGA_RECORD_REFUSED] = "refused",
 	[SAGA_RECORD_HOOK] = "hook",
 	[SAGA_RECORD_ENDED] = "ended",
+	[SAGA_RECORD_CHOSEN] = "chosen",
+	[SAGA_RECORD_EXPANDED] = "expanded",
+	[SAGA_RECORD_ITERATION] = "iteration",
+	[SAGA_RECORD_SLEEPING] = "sleeping",
+	[SAGA_RECORD_AWAITING] = "awaiting",
+	[SAGA_RECORD_ACCEPTED] = "accepted",
+	[SAGA_RECORD_SIGNAL] = "signal",
+	[SAGA_RECORD_RESTARTED] = "restarted",
+	[SAGA_RECORD_DEADLINE] = "deadline",
+	[SAGA_RECORD_BREAKPOINT] = "breakpoint",
+	[SAGA_RECORD_REOPENED] = "reopened",
 };
 
 static const char *const op_names[] = {
@@ -53,6 +64,7 @@ static const char *const op_names[] = {
 	[SAGA_OP_UNDO] = "undo",
 	[SAGA_OP_HOOK] = "hook",
 	[SAGA_OP_CLAIM] = "claim",
+	[SAGA_OP_EVAL] = "eval",
 };
 
 static const char *const answer_names[] = {
@@ -62,6 +74,7 @@ static const char *const answer_names[] = {
 	[SAGA_ANSWER_BROKEN] = "broken",
 	[SAGA_ANSWER_UNKNOWN] = "unknown",
 	[SAGA_ANSWER_REFUSED] = "refused",
+	[SAGA_ANSWER_ACCEPTED] = "accepted",
 };
 
 static const char *const reason_names[] = {
@@ -80,6 +93,10 @@ static const char *const verb_names[] = {
 	[SAGA_VERB_RESUME] = "resume",
 	[SAGA_VERB_RETRY_STEP] = "retry_step",
 	[SAGA_VERB_SKIP_STEP] = "skip_step",
+	[SAGA_VERB_RERUN_FROM] = "rerun_from",
+	[SAGA_VERB_SET_DEADLINE] = "set_deadline",
+	[SAGA_VERB_BREAKPOINT] = "breakpoint",
+	[SAGA_VERB_UNDO_COMPLETED] = "undo_completed",
 };
 
 static const char *

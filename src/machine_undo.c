@@ -2,12 +2,17 @@
  * machine_undo.c
  *		The order of the undo: which step is compensated when.
  *
- * Called by machine.c alone, in direction UNDO.  Keeps, beside the state's
- * lasting part, the class of every node and how many of its followers still
+ * Called by the other machine_*.c, in direction UNDO.  Keeps, beside the
+ * state's lasting part, the class of every step and how many others still
  * stand in its way, so that one answer costs O(log n), not a scan.  All of it
  * is ephemeral: machine_undo_begin() finds it again from the fold.
  *
- * A node is CLEAR when nothing of it or of what follows it is left.  Order
+ * In the way of a step are those that follow it, the take that replaced it,
+ * and, in a body, all that follows the body's owner; an owner is in the way of
+ * what it followed until its bodies are undone.  Of an undo back to a
+ * save-point the steps outside its region know nothing.
+ *
+ * A step is CLEAR when nothing of it or of what follows it is left.  Order
  * REVERSE also waits for that: completion times alone would do, were it not
  * for a crash that loses the record of a step but not that of the local step
  * after it, which then counts as the older one.
@@ -16,7 +21,7 @@
 
 enum
 {
-	UNDO_NONE,					/* nothing to undo, but followers have */
+	UNDO_NONE,					/* nothing to undo, but others may have */
 	UNDO_CLEAR,
 	UNDO_AWAITED,				/* its action or claim is still unanswered */
 	UNDO_NEEDED,
@@ -32,6 +37,7 @@ classify(const SagaState *state, const SagaStep *step)
 	{
 		case SAGA_STEP_CALLING:
 		case SAGA_STEP_BACKOFF:
+		case SAGA_STEP_ACCEPTED:
 			return UNDO_AWAITED;
 		case SAGA_STEP_DONE:
 		case SAGA_STEP_FAILED:
@@ -42,6 +48,7 @@ classify(const SagaState *state, const SagaStep *step)
 		case SAGA_STEP_UNDO_CALLING:
 		case SAGA_STEP_UNDO_BACKOFF:
 		case SAGA_STEP_UNDO_STUCK:
+		case SAGA_STEP_UNDO_ACCEPTED:
 			return UNDO_ACTIVE;
 		default:
 			return UNDO_NONE;
@@ -59,13 +66,13 @@ count_class(SagaState *state, uint8 undo_class, int32 by)
 		state->undo_active += by;
 }
 
-/* ---- a heap of nodes that may be undone, the newest on top ---- */
+/* ---- a heap of steps that may be undone, the newest on top ---- */
 
 /* Steps of unknown outcome count as newer than all that are done. */
 static int64
-newness(const SagaState *state, int32 node)
+newness(const SagaState *state, int32 i)
 {
-	const SagaStep *step = &state->steps[node];
+	const SagaStep *step = &state->steps[i];
 
 	if (step->happened || step->continued)
 		return step->done_at;
@@ -73,34 +80,31 @@ newness(const SagaState *state, int32 node)
 }
 
 static void
-heap_push(SagaState *state, int32 node)
+heap_push(SagaState *state, int32 i)
 {
-	int32	   *heap = state->undo_heap;
-	int32		at = state->nundo_heap;
+	int32	   *heap;
+	int32		at = state->undo_heap.n;
 
-	/* a node is pushed once, when it becomes both needed and unblocked */
-	Assert(at < state->graph->nnodes);
-	if (at >= state->graph->nnodes)
-		return;
-	state->nundo_heap++;
+	machine_push(state, &state->undo_heap, i);
+	heap = state->undo_heap.items;
 	while (at > 0)
 	{
 		int32		up = (at - 1) / 2;
 
-		if (newness(state, heap[up]) >= newness(state, node))
+		if (newness(state, heap[up]) >= newness(state, i))
 			break;
 		heap[at] = heap[up];
 		at = up;
 	}
-	heap[at] = node;
+	heap[at] = i;
 }
 
 static int32
 heap_pop(SagaState *state)
 {
-	int32	   *heap = state->undo_heap;
+	int32	   *heap = state->undo_heap.items;
 	int32		top = heap[0];
-	int32		n = --state->nundo_heap;
+	int32		n = --state->undo_heap.n;
 	int32		last = heap[n];
 	int32		at = 0;
 
@@ -122,41 +126,118 @@ heap_pop(SagaState *state)
 	return top;
 }
 
+/* ---- what stands in whose way ---- */
+
 static inline bool
-blocked(const SagaState *state, const SagaStep *step)
+is_free(const SagaState *state, const SagaStep *step)
 {
-	return step->undo_wait > 0 &&
-		state->graph->undo_order != SAGA_UNDO_PARALLEL;
+	return step->undo_wait == 0 && !state->runs[step->run].undo_shut;
 }
 
-/* The node is CLEAR; so may now be some of those it waited for. */
-static void
-clear_upwards(SagaState *state, int32 node)
+static inline bool
+may_start(const SagaState *state, const SagaStep *step)
 {
-	int32	   *stack = state->scratch;
-	int32		n = 0;
+	return step->undo_class == UNDO_NEEDED &&
+		(state->graph->undo_order == SAGA_UNDO_PARALLEL ||
+		 is_free(state, step));
+}
 
-	stack[n++] = node;
-	while (n > 0)
+/* Which take of a node did the step follow? */
+static SagaStep *
+take_before(SagaState *state, const SagaStep *step, int32 node)
+{
+	SagaStep   *take = &state->steps[sibling(state, step->run, node)];
+
+	while (take->made_at > step->made_at && take->replaces >= 0 &&
+		   state->steps[take->replaces].run == step->run)
+		take = &state->steps[take->replaces];
+	return take;
+}
+
+/* Let the undo of a body begin with the steps that nothing follows. */
+static void
+open_run(SagaState *state, int32 run)
+{
+	SagaScopeRun *r = &state->runs[run];
+	int32		n = state->graph->scopes[r->scope].nnodes;
+
+	r->undo_shut = false;
+	for (int32 k = 0; k < n; k++)
+		for (int32 i = r->steps[k]; i >= 0 && state->steps[i].run == run;
+			 i = state->steps[i].replaces)
+			if (state->steps[i].undo_wait == 0)
+				machine_push(state, &state->scratch, i);
+}
+
+/* All that followed the owner is clear: now its bodies. */
+static void
+open_bodies(SagaState *state, SagaStep *owner)
+{
+	bool		loop = node_of(state, owner)->kind == SAGA_NODE_LOOP;
+
+	owner->undo_opened = true;
+	for (int32 run = owner->first_run; run >= 0;
+		 run = state->runs[run].previous)
 	{
-		const SagaNode *cleared = &state->graph->nodes[stack[--n]];
+		/* an iteration comes after the ones before it, an element does not */
+		if (!loop || run == owner->first_run)
+			open_run(state, run);
+		owner->undo_wait++;
+	}
+}
 
-		for (int32 i = 0; i < cleared->ndeps; i++)
+static void
+lower_wait(SagaState *state, int32 i)
+{
+	SagaStep   *step = &state->steps[i];
+
+	if (undoing(state, step) && --step->undo_wait == 0)
+		machine_push(state, &state->scratch, i);
+}
+
+/* Nothing is left of the step: tell what it stood in the way of. */
+static void
+clear_step(SagaState *state, SagaStep *step)
+{
+	const SagaNode *node = node_of(state, step);
+	SagaScopeRun *run = &state->runs[step->run];
+
+	step->undo_class = UNDO_CLEAR;
+	for (int32 i = 0; i < node->ndeps; i++)
+		lower_wait(state, (int32) (take_before(state, step, node->deps[i]) -
+								   state->steps));
+	if (step->replaces >= 0)
+		lower_wait(state, step->replaces);
+	if (--run->undo_open > 0 || run->owner < 0 ||
+		!undoing(state, &state->steps[run->owner]))
+		return;
+	if (run->previous >= 0 &&
+		node_of(state, &state->steps[run->owner])->kind == SAGA_NODE_LOOP)
+		open_run(state, run->previous);
+	lower_wait(state, run->owner);
+}
+
+/* The steps on the scratch list may have become free. */
+static void
+free_steps(SagaState *state)
+{
+	while (state->scratch.n > 0)
+	{
+		int32		i = state->scratch.items[--state->scratch.n];
+		SagaStep   *step = &state->steps[i];
+
+		if (!is_free(state, step))
+			continue;
+		if (step->first_run >= 0 && !step->undo_opened)
 		{
-			int32		up = cleared->deps[i];
-			SagaStep   *step = &state->steps[up];
-
-			if (--step->undo_wait > 0)
-				continue;
-			if (step->undo_class == UNDO_NONE)
-			{
-				step->undo_class = UNDO_CLEAR;
-				stack[n++] = up;
-			}
-			else if (step->undo_class == UNDO_NEEDED &&
-					 state->graph->undo_order != SAGA_UNDO_PARALLEL)
-				heap_push(state, up);
+			open_bodies(state, step);
+			continue;
 		}
+		if (step->undo_class == UNDO_NONE)
+			clear_step(state, step);
+		else if (step->undo_class == UNDO_NEEDED &&
+				 state->graph->undo_order != SAGA_UNDO_PARALLEL)
+			heap_push(state, i);
 	}
 }
 
@@ -165,41 +246,67 @@ void
 machine_undo_begin(Machine *m)
 {
 	SagaState  *state = m->state;
-	const SagaGraph *graph = m->graph;
 
 	state->undo_awaited = 0;
 	state->undo_needed = 0;
 	state->undo_active = 0;
-	state->nundo_heap = 0;
-	for (int32 k = graph->nnodes - 1; k >= 0; k--)
+	state->undo_heap.n = 0;
+	state->scratch.n = 0;
+	for (int32 i = 0; i < state->nruns; i++)
 	{
-		const SagaNode *node = &graph->nodes[graph->topo[k]];
-		SagaStep   *step = &state->steps[graph->topo[k]];
+		SagaScopeRun *run = &state->runs[i];
 
-		step->undo_wait = 0;
-		for (int32 i = 0; i < node->nnext; i++)
-			step->undo_wait +=
-				state->steps[node->next[i]].undo_class != UNDO_CLEAR;
-		step->undo_class = classify(state, step);
-		if (step->undo_class == UNDO_NONE && step->undo_wait == 0)
-			step->undo_class = UNDO_CLEAR;
-		count_class(state, step->undo_class, 1);
-		if (step->undo_class == UNDO_NEEDED && !blocked(state, step))
-			heap_push(state, graph->topo[k]);
+		run->undo_open = 0;
+		run->undo_shut = run->owner >= 0 &&
+			undoing(state, &state->steps[run->owner]);
 	}
-	for (int32 i = 0; i < graph->nnodes; i++)
+	for (int32 i = 0; i < state->nsteps; i++)
+	{
+		state->steps[i].undo_class = UNDO_NONE;
+		state->steps[i].undo_wait = 0;
+		state->steps[i].undo_opened = false;
+	}
+	for (int32 i = 0; i < state->nsteps; i++)
+	{
+		SagaStep   *step = &state->steps[i];
+		const SagaNode *node = node_of(state, step);
+
+		if (!undoing(state, step))
+			continue;
+		step->undo_class = classify(state, step);
+		count_class(state, step->undo_class, 1);
+		state->runs[step->run].undo_open++;
+		for (int32 k = 0; k < node->ndeps; k++)
+			take_before(state, step, node->deps[k])->undo_wait++;
+		if (step->replaces >= 0)
+			state->steps[step->replaces].undo_wait++;
+	}
+	for (int32 i = 0; i < state->nsteps; i++)
+	{
+		SagaStep   *step = &state->steps[i];
+
+		if (!undoing(state, step))
+			continue;
+		if (step->undo_class == UNDO_NEEDED &&
+			state->graph->undo_order == SAGA_UNDO_PARALLEL)
+			heap_push(state, i);
+		if (is_free(state, step))
+			machine_push(state, &state->scratch, i);
+	}
+	free_steps(state);
+	for (int32 i = 0; i < state->nsteps; i++)
 		machine_undo_settle(m, i);
 }
 
-/* A record has changed the node.  A terminating saga undoes no more. */
+/* A record has changed the step.  A terminating saga undoes no more. */
 void
-machine_undo_touch(Machine *m, int32 node)
+machine_undo_touch(Machine *m, int32 i)
 {
 	SagaState  *state = m->state;
-	SagaStep   *step = &state->steps[node];
+	SagaStep   *step = &state->steps[i];
 	uint8		now = classify(state, step);
 
-	if (state->terminating)
+	if (state->terminating || !undoing(state, step))
 		return;
 	if (step->undo_class == UNDO_CLEAR && now != UNDO_NONE)
 	{
@@ -212,48 +319,60 @@ machine_undo_touch(Machine *m, int32 node)
 	count_class(state, step->undo_class, -1);
 	count_class(state, now, 1);
 	step->undo_class = now;
-	if (now == UNDO_NEEDED && !blocked(state, step))
-		heap_push(state, node);
-	else if (now == UNDO_NONE && step->undo_wait == 0)
+	if (may_start(state, step))
+		heap_push(state, i);
+	else if (now == UNDO_NONE && is_free(state, step))
 	{
-		step->undo_class = UNDO_CLEAR;
-		clear_upwards(state, node);
+		machine_push(state, &state->scratch, i);
+		free_steps(state);
 	}
 }
 
 /*
  * An action whose answer nobody waits for any more (its retry was not yet due,
- * its worker was lost, the coordinator crashed) is over, and the log says with
- * how much certainty.
+ * it was accepted for later, its worker was lost, the coordinator crashed) is
+ * over, and the log says with how much certainty.
  */
 void
-machine_undo_settle(Machine *m, int32 node)
+machine_undo_settle(Machine *m, int32 i)
 {
 	SagaState  *state = m->state;
-	SagaStep   *step = &state->steps[node];
-	bool		local = is_local(state, step, false);
+	SagaStep   *step = &state->steps[i];
+	bool		local = !is_sent(state, step);
+	SagaEval	eval;
 	SagaRecord	record;
 
-	if (step->in_flight || step->claiming ||
+	if (!undoing(state, step) || step->claiming)
+		return;
+
+	/* an expression has no effect */
+	if (step->in_flight && machine_op(state, step) == SAGA_OP_EVAL)
+		machine_forget_call(m, i);
+	if (step->status == SAGA_STEP_EVALUATING)
+		machine_set_status(state, step, SAGA_STEP_IDLE);
+	if (step->in_flight ||
 		(step->status != SAGA_STEP_CALLING &&
-		 step->status != SAGA_STEP_BACKOFF))
+		 step->status != SAGA_STEP_BACKOFF &&
+		 step->status != SAGA_STEP_ACCEPTED))
 		return;
 	if (local && step->status == SAGA_STEP_CALLING)
 		machine_set_status(state, step, SAGA_STEP_IDLE);	/* no record */
 	else
 	{
-		record = machine_record(SAGA_RECORD_FAILED, node, SAGA_OP_ACTION);
+		record = machine_record(SAGA_RECORD_FAILED, i,
+								machine_needs_eval(state, step, &eval) ?
+								SAGA_OP_EVAL : SAGA_OP_ACTION);
 		record.attempt = step->attempts;
 		record.maybe = !local && (step->maybe || step->lost);
 		record.answer = step->last_kind;
-		if (step->status == SAGA_STEP_CALLING || step->lost ||
+		if (step->status != SAGA_STEP_BACKOFF || step->lost ||
 			record.answer == SAGA_ANSWER_DONE ||
-			record.answer == SAGA_ANSWER_REFUSED)
+			record.answer >= SAGA_ANSWER_REFUSED)
 			record.answer = local ? SAGA_ANSWER_TRANSIENT : SAGA_ANSWER_UNKNOWN;
 		machine_emit(m, &record);
 	}
-	step->lost = false;
-	machine_undo_touch(m, node);
+	machine_set_lost(state, step, false);
+	machine_undo_touch(m, i);
 }
 
 static void
@@ -263,8 +382,8 @@ start_undo(Machine *m, int32 node)
 	SagaStep   *step = &state->steps[node];
 	SagaRecord	record;
 
-	step->lost = false;
-	if (m->graph->nodes[node].compensation_local)
+	machine_set_lost(state, step, false);
+	if (node_of(state, step)->compensation_local)
 		machine_set_status(state, step, SAGA_STEP_UNDO_CALLING);
 	else
 	{
@@ -281,7 +400,7 @@ machine_undo_advance(Machine *m)
 {
 	SagaState  *state = m->state;
 
-	while (state->nundo_heap > 0)
+	while (state->undo_heap.n > 0)
 	{
 		int32		node;
 

@@ -11,15 +11,15 @@
 static const char *
 cancel_refusal(const SagaState *state)
 {
-	int32		pivot = state->graph->pivot;
+	const SagaStep *pivot = pivot_step(state);
 
 	if (state->terminating)
 		return "the saga is being terminated";
-	if (state->direction == SAGA_UNDO)
+	if (!going_forward(state))
 		return "the saga is already being undone";
 	if (state->pivot_intent || pivot_phase(state) == PIVOT_PASSED)
 		return "the pivot has been called, the saga can only go forward";
-	if (pivot >= 0 && state->steps[pivot].in_flight)
+	if (pivot && pivot->in_flight)
 		return "the pivot is running";
 	if (state->hook.in_flight)
 		return "the saga is ending";
@@ -43,22 +43,28 @@ static const char *
 retry_refusal(const SagaState *state, int32 node)
 {
 	const SagaStep *step;
-	bool		undo = state->direction == SAGA_UNDO;
+	bool		undo;
 
 	if (state->terminating)
 		return "the saga is being terminated";
 	if (node == SAGA_NODE_END)
 		return hook_refusal(state, true);
-	if (!is_node(state, node))
+	if (!is_step(state, node))
 		return "there is no such step";
 	step = &state->steps[node];
+	undo = undoing(state, step);
+	if (step->replaced && !undo)
+		return "the step was begun anew";
 	if (step->in_flight)
 		return "the step is running";
 	if (step->claiming)
 		return "an earlier verb on the step waits for its participant";
 	if (undo ? step->status == SAGA_STEP_UNDO_STUCK ||
-		step->status == SAGA_STEP_UNDO_BACKOFF :
-		step->status == SAGA_STEP_STUCK || step->status == SAGA_STEP_BACKOFF)
+		step->status == SAGA_STEP_UNDO_BACKOFF ||
+		step->status == SAGA_STEP_UNDO_ACCEPTED :
+		step->status == SAGA_STEP_STUCK ||
+		step->status == SAGA_STEP_BACKOFF ||
+		step->status == SAGA_STEP_ACCEPTED)
 		return NULL;
 	return "the step does not wait for a retry";
 }
@@ -67,15 +73,18 @@ static const char *
 skip_refusal(const SagaState *state, int32 node, bool force)
 {
 	const SagaStep *step;
-	bool		undo = state->direction == SAGA_UNDO;
+	bool		undo;
 
 	if (state->terminating)
 		return "the saga is being terminated";
 	if (node == SAGA_NODE_END)
 		return hook_refusal(state, false);
-	if (!is_node(state, node))
+	if (!is_step(state, node))
 		return "there is no such step";
 	step = &state->steps[node];
+	undo = undoing(state, step);
+	if (step->replaced && !undo)
+		return "the step was begun anew";
 	switch (step->status)
 	{
 		case SAGA_STEP_IDLE:
@@ -84,9 +93,17 @@ skip_refusal(const SagaState *state, int32 node, bool force)
 		case SAGA_STEP_CALLING:
 		case SAGA_STEP_BACKOFF:
 		case SAGA_STEP_STUCK:
+		case SAGA_STEP_ACCEPTED:
 			if (undo)
 				return "the answer of its action is awaited";
 			break;
+		case SAGA_STEP_SLEEPING:
+		case SAGA_STEP_AWAITING:
+			break;
+		case SAGA_STEP_EVALUATING:
+			return "the step is running";
+		case SAGA_STEP_SCOPED:
+			return "the steps of its body are running";
 		case SAGA_STEP_FAILED:
 			if (undo || step->continued)
 				return "the step is over";
@@ -97,21 +114,69 @@ skip_refusal(const SagaState *state, int32 node, bool force)
 		case SAGA_STEP_UNDO_CALLING:
 		case SAGA_STEP_UNDO_BACKOFF:
 		case SAGA_STEP_UNDO_STUCK:
+		case SAGA_STEP_UNDO_ACCEPTED:
 			break;
 		default:
 			return "the step is over";
 	}
-	if (step->in_flight && is_local(state, step, undo))
+	if (step->in_flight && (is_local(state, step, undo) ||
+							machine_op(state, step) == SAGA_OP_EVAL))
 		return "the step is running";
 	if (step->claiming && !force)
 		return "an earlier verb on the step waits for its participant";
 	return NULL;
 }
 
+static const char *
+rerun_refusal(const SagaState *state, int32 node)
+{
+	const SagaStep *step;
+	bool		after[SAGA_MAX_NODES];
+
+	if (state->terminating)
+		return "the saga is being terminated";
+	if (state->direction == SAGA_UNDO)
+		return "the saga is being undone";
+	if (state->hook.status != SAGA_STEP_IDLE || state->hook.in_flight)
+		return "the saga is ending";
+	if (!is_step(state, node))
+		return "there is no such step";
+	step = &state->steps[node];
+	if (!machine_may_restart(state, step))
+		return step->replaced ? "the step was begun anew" :
+			!step->settled && step->status != SAGA_STEP_STUCK &&
+			step->status != SAGA_STEP_FAILED ? "the step is not over" :
+			"what came after the step, or the pivot, cannot be repeated";
+	machine_nodes_after(state->graph, step->node, after);
+	for (int32 i = 0; i < state->nsteps; i++)
+		if ((state->steps[i].in_flight || state->steps[i].claiming ||
+			 state->steps[i].lost) &&
+			machine_is_after(state, i, step->run, after))
+			return "a step that follows it is running";
+	return NULL;
+}
+
+static const char *
+breakpoint_refusal(const SagaState *state, int32 node)
+{
+	if (state->terminating)
+		return "the saga is being terminated";
+	if (!is_step(state, node))
+		return "there is no such step";
+	if (state->steps[node].replaced)
+		return "the step was begun anew";
+	return state->steps[node].status == SAGA_STEP_IDLE ? NULL :
+		"the step has begun";
+}
+
 const char *
 saga_machine_verb_refusal(const SagaState *state, SagaVerb verb, int32 node,
 						  bool force)
 {
+	if (verb == SAGA_VERB_UNDO_COMPLETED)
+		return state->state != SAGA_COMPLETED ? "the saga is not completed" :
+			pivot_phase(state) == PIVOT_PASSED ?
+			"the pivot has happened, the saga cannot be undone" : NULL;
 	if (SAGA_STATE_ENDED(state->state))
 		return "the saga has ended";
 	switch (verb)
@@ -131,6 +196,13 @@ saga_machine_verb_refusal(const SagaState *state, SagaVerb verb, int32 node,
 			return retry_refusal(state, node);
 		case SAGA_VERB_SKIP_STEP:
 			return skip_refusal(state, node, force);
+		case SAGA_VERB_RERUN_FROM:
+			return rerun_refusal(state, node);
+		case SAGA_VERB_SET_DEADLINE:
+			return state->terminating ? "the saga is being terminated" :
+				going_forward(state) ? NULL : "the saga is being undone";
+		case SAGA_VERB_BREAKPOINT:
+			return breakpoint_refusal(state, node);
 		default:
 			return "there is no such verb";
 	}
@@ -140,38 +212,77 @@ static void
 skip_step(Machine *m, const SagaEvent *event)
 {
 	SagaState  *state = m->state;
-	bool		undo = state->direction == SAGA_UNDO;
+	int32		i = event->node;
+	bool		undo = i >= 0 && undoing(state, &state->steps[i]);
 	SagaRecord	record;
 
-	if (event->node == SAGA_NODE_END)
-		record = machine_record(SAGA_RECORD_SKIPPED, event->node, SAGA_OP_HOOK);
+	if (i == SAGA_NODE_END)
+		record = machine_record(SAGA_RECORD_SKIPPED, i, SAGA_OP_HOOK);
 	else if (!event->force &&
-			 machine_is_doubtful(state, &state->steps[event->node]))
+			 machine_is_doubtful(state, &state->steps[i]))
 	{
-		machine_claim(m, event->node, event->payload);
+		machine_claim(m, i, event->payload);
 		return;
 	}
 	else
-		record = machine_record(SAGA_RECORD_SKIPPED, event->node,
-							 undo ? SAGA_OP_UNDO : SAGA_OP_ACTION);
+		record = machine_record(SAGA_RECORD_SKIPPED, i,
+								undo ? SAGA_OP_UNDO : SAGA_OP_ACTION);
 	record.payload = event->payload;
-	machine_forget_calls(m, event->node);
+	machine_forget_calls(m, i);
 	machine_emit(m, &record);
-	if (undo && event->node != SAGA_NODE_END)
-		machine_undo_touch(m, event->node);
+	if (undo)
+		machine_undo_touch(m, i);
+}
+
+/* The record of a verb that concerns one step. */
+static void
+emit_for_step(Machine *m, SagaRecordKind kind, const SagaEvent *event)
+{
+	SagaRecord	record = machine_record(kind, event->node, SAGA_OP_ACTION);
+
+	if (event->node == SAGA_NODE_END)
+		record.op = SAGA_OP_HOOK;
+	else if (undoing(m->state, &m->state->steps[event->node]))
+		record.op = SAGA_OP_UNDO;
+	if (kind == SAGA_RECORD_BREAKPOINT)
+		record.value = event->value != 0;
+	record.payload = event->payload;
+	machine_emit(m, &record);
 }
 
 static void
-retry_step(Machine *m, const SagaEvent *event)
+rerun_from(Machine *m, const SagaEvent *event)
 {
-	SagaState  *state = m->state;
-	SagaRecord	record = machine_record(SAGA_RECORD_RETRIED, event->node,
-									 event->node == SAGA_NODE_END ? SAGA_OP_HOOK :
-									 state->direction == SAGA_UNDO ? SAGA_OP_UNDO :
-									 SAGA_OP_ACTION);
+	SagaRecord	record = machine_record(SAGA_RECORD_RESTARTED, event->node,
+										SAGA_OP_ACTION);
 
 	record.payload = event->payload;
 	machine_emit(m, &record);
+}
+
+static void
+undo_completed(Machine *m, const SagaEvent *event)
+{
+	SagaRecord	record = machine_record(SAGA_RECORD_REOPENED, SAGA_NO_NODE,
+										SAGA_OP_ACTION);
+
+	m->state->resumed = true;
+	record.cause = SAGA_CAUSE_CANCELLED;
+	record.payload = event->payload;
+	if (machine_emit(m, &record))
+		machine_undo_begin(m);
+}
+
+static void
+set_deadline(Machine *m, const SagaEvent *event)
+{
+	SagaRecord	record = machine_record(SAGA_RECORD_DEADLINE, SAGA_NO_NODE,
+										SAGA_OP_ACTION);
+
+	record.due = event->value >= SAGA_NEVER ? 0 : Max(event->value, 1);
+	record.payload = event->payload;
+	machine_emit(m, &record);
+	machine_restart_calls(m->state);
 }
 
 /* The record of a verb that concerns the saga as a whole. */
@@ -209,7 +320,8 @@ machine_on_verb(Machine *m, const SagaEvent *event)
 	switch (event->verb)
 	{
 		case SAGA_VERB_CANCEL:
-			machine_turn(m, SAGA_CAUSE_CANCELLED, SAGA_NO_NODE, event->payload);
+			machine_turn(m, SAGA_CAUSE_CANCELLED, SAGA_NO_NODE, SAGA_NO_NODE,
+						 event->payload);
 			break;
 		case SAGA_VERB_TERMINATE:
 			if (!state->terminating)
@@ -225,7 +337,21 @@ machine_on_verb(Machine *m, const SagaEvent *event)
 			machine_restart_calls(state);
 			break;
 		case SAGA_VERB_RETRY_STEP:
-			retry_step(m, event);
+			if (state->deadline_stuck)
+				machine_restart_calls(state);
+			emit_for_step(m, SAGA_RECORD_RETRIED, event);
+			break;
+		case SAGA_VERB_RERUN_FROM:
+			rerun_from(m, event);
+			break;
+		case SAGA_VERB_SET_DEADLINE:
+			set_deadline(m, event);
+			break;
+		case SAGA_VERB_BREAKPOINT:
+			emit_for_step(m, SAGA_RECORD_BREAKPOINT, event);
+			break;
+		case SAGA_VERB_UNDO_COMPLETED:
+			undo_completed(m, event);
 			break;
 		default:
 			skip_step(m, event);

@@ -118,20 +118,10 @@ arena_alloc(SagaArena *arena, size_t size)
 	return palloc0(size);
 }
 
-static int
-node_of_step(void *arg, const char *step)
-{
-	if (strcmp(step, "$end") == 0)
-		return SAGA_NODE_END;
-	if (strcmp(step, "$on_stuck") == 0)
-		return SAGA_NODE_ON_STUCK;
-	return saga_definition_node(arg, step);
-}
-
 /* What is wrong with one saga's log against its row, or NULL. */
 static char *
 check_one(const pg_uuid_t *id, int64 definition_id, const char *state,
-		  const char *direction, const char *cause)
+		  const char *direction, const char *cause, bool two_phase)
 {
 	SagaDefinition *def = saga_definition_by_id(definition_id);
 	SagaArena	arena = {arena_alloc, NULL};
@@ -142,8 +132,10 @@ check_one(const pg_uuid_t *id, int64 definition_id, const char *state,
 
 	if (def == NULL)
 		return psprintf("definition " INT64_FORMAT " does not exist", definition_id);
+	if (two_phase)
+		def = def->two_phase;
 	fold = saga_machine_create(def->graph, SAGA_NEVER, &arena);
-	entries = saga_log_read(id, node_of_step, def);
+	entries = saga_log_read(id);
 	foreach(cell, entries)
 	{
 		SagaLogEntry *entry = lfirst(cell);
@@ -151,7 +143,7 @@ check_one(const pg_uuid_t *id, int64 definition_id, const char *state,
 		if (entry->record.seq != foreach_current_index(cell) + 1)
 			return psprintf("record %d stands where %d is expected",
 							entry->record.seq, foreach_current_index(cell) + 1);
-		if (!saga_machine_apply(fold, &entry->record))
+		if (!saga_log_apply(fold, entry))
 			return psprintf("record %d cannot follow the ones before it", entry->record.seq);
 	}
 	fold_cause = fold->cause == SAGA_CAUSE_NONE ? NULL : saga_cause_name(fold->cause);
@@ -185,7 +177,7 @@ saga_check_log(PG_FUNCTION_ARGS)
 	saga_as_extension_owner_begin(&saved);
 	per_saga = AllocSetContextCreate(CurrentMemoryContext, "saga check", ALLOCSET_DEFAULT_SIZES);
 	portal = SPI_cursor_open_with_args(NULL,
-									   "SELECT id, definition_id, state, direction, cause FROM saga.instance"
+									   "SELECT id, definition_id, state, direction, cause, protocol = 'two_phase' FROM saga.instance"
 									   " WHERE id = $1 OR $1 IS NULL",
 									   1, types, values, nulls, true, 0);
 	for (;;)
@@ -210,7 +202,8 @@ saga_check_log(PG_FUNCTION_ARGS)
 			problem = check_one(&id, DatumGetInt64(SPI_getbinval(row, table->tupdesc, 2, &isnull)),
 								SPI_getvalue(row, table->tupdesc, 3),
 								SPI_getvalue(row, table->tupdesc, 4),
-								SPI_getvalue(row, table->tupdesc, 5));
+								SPI_getvalue(row, table->tupdesc, 5),
+								DatumGetBool(SPI_getbinval(row, table->tupdesc, 6, &isnull)));
 			if (problem)
 			{
 				Datum		v[2];

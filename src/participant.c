@@ -377,9 +377,13 @@ saga_prepare_participant(PG_FUNCTION_ARGS)
 	char	   *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	SagaServer *server = saga_server_lookup(name, GetUserId(), NULL, NULL);
 	bool		execute = PG_GETARG_BOOL(1);
-	char	   *script = participant_script(server, execute ? mapped_user(server) : "");
+	char	   *script;
 	ScriptWork	work;
 
+	if (server->kind == SAGA_SERVER_HTTP)
+		PG_RETURN_TEXT_P(cstring_to_text(psprintf("%sserver \"%s\" is an HTTP service: there is nothing to install",
+												  execute ? "" : "-- ", name)));
+	script = participant_script(server, execute ? mapped_user(server) : "");
 	if (!execute)
 		PG_RETURN_TEXT_P(cstring_to_text(script));
 	work.server = server;
@@ -471,6 +475,38 @@ saga_participant_parse(const SagaServer *server, SagaParseRequest *requests,
 	return work.unreachable;
 }
 
+/* ---- two-phase commit, for define ---- */
+
+typedef struct PrepareWork
+{
+	const SagaServer *server;
+	char	   *value;			/* of max_prepared_transactions; NULL: unknown */
+} PrepareWork;
+
+static void
+ask_prepared(PGconn **conn, void *arg)
+{
+	PrepareWork *work = arg;
+	SagaFault	fault;
+	char		sqlstate[6];
+	char	   *message;
+
+	if (connect_to(work->server,
+				   Min(work->server->connect_timeout_ms, DEFINE_TIMEOUT),
+				   conn, &fault))
+		work->value = one_value(*conn, "SELECT pg_catalog.current_setting('max_prepared_transactions')",
+								sqlstate, &message);
+}
+
+bool
+saga_participant_prepares(const SagaServer *server)
+{
+	PrepareWork work = {server, NULL};
+
+	with_connection(ask_prepared, &work);
+	return work.value == NULL || strcmp(work.value, "0") != 0;
+}
+
 /* ---- check ---- */
 
 static void
@@ -503,21 +539,22 @@ check_objects(ReturnSetInfo *rsinfo, const char *name)
 	if (fs == NULL)
 	{
 		report(rsinfo, "server", false, problem, "a foreign server",
-			   "Create it with CREATE SERVER ... FOREIGN DATA WRAPPER saga_postgres.");
+			   "Create it with CREATE SERVER ... FOREIGN DATA WRAPPER saga_postgres or saga_http.");
 		return NULL;
 	}
 	report(rsinfo, "server", sqlstate != ERRCODE_WRONG_OBJECT_TYPE,
 		   GetForeignDataWrapper(fs->fdwid)->fdwname,
-		   "saga_postgres, postgres_fdw or dblink_fdw",
-		   "Create a server of wrapper saga_postgres.");
+		   "saga_postgres, saga_http, postgres_fdw or dblink_fdw",
+		   "Create a server of wrapper saga_postgres or saga_http.");
 	if (sqlstate == ERRCODE_WRONG_OBJECT_TYPE)
 		return NULL;
 	report(rsinfo, "usage", sqlstate != ERRCODE_INSUFFICIENT_PRIVILEGE,
 		   sqlstate == ERRCODE_INSUFFICIENT_PRIVILEGE ? "no" : "yes",
 		   psprintf("USAGE for \"%s\"", GetUserNameFromId(GetUserId(), true)),
 		   "Ask the server's owner for GRANT USAGE ON FOREIGN SERVER.");
-	if (sqlstate == ERRCODE_INSUFFICIENT_PRIVILEGE)
-		return NULL;
+	if (sqlstate == ERRCODE_INSUFFICIENT_PRIVILEGE ||
+		(server && server->kind == SAGA_SERVER_HTTP))
+		return server;
 	report(rsinfo, "user mapping", sqlstate != ERRCODE_UNDEFINED_OBJECT,
 		   sqlstate == ERRCODE_UNDEFINED_OBJECT ? "none" :
 		   server ? psprintf("user \"%s\"", mapped_user(server)) : "there is one",
@@ -679,6 +716,53 @@ check_participant(PGconn **conn, void *arg)
 			   "Look at the options of the server and the mapping, and at pg_hba.conf there.");
 }
 
+/* Names only: what stands behind them is nobody's business. */
+static char *
+credentials(const SagaServer *server)
+{
+	StringInfoData names;
+
+	initStringInfo(&names);
+	for (int i = 0; i < server->npairs; i++)
+	{
+		const char *name = server->keywords[i];
+
+		if (strcmp(name, "bearer") == 0 || strcmp(name, "user") == 0 ||
+			strncmp(name, "header_", 7) == 0)
+			appendStringInfo(&names, "%s%s", names.len > 0 ? ", " : "", name);
+	}
+	return names.len > 0 ? names.data : pstrdup("none");
+}
+
+static void
+check_service(ReturnSetInfo *rsinfo, const SagaServer *server)
+{
+	const char *base = saga_server_value(server, "base");
+	bool		tls = strncmp(base, "https:", 6) == 0;
+	SagaHttpReach reach;
+	bool		denied;
+
+	saga_http_reach(server, &reach);
+	report(rsinfo, "connection", reach.status > 0,
+		   reach.status > 0 ?
+		   psprintf("HTTP %d from %s in %.1f ms", reach.status, base, reach.latency / 1000.0) :
+		   reach.detail ? psprintf("%s: %s", reach.message, reach.detail) : reach.message,
+		   "an answer to HEAD, of whatever status",
+		   reach.hint ? reach.hint :
+		   "Look at the server's options url and connect_timeout, and whether the service runs.");
+	if (reach.status == 0)
+		return;
+	report(rsinfo, "encryption", true, tls ? "TLS, certificate verified" : "none",
+		   "https, unless the network is trusted", NULL);
+	denied = reach.status == 401 || reach.status == 403;
+	report(rsinfo, "credentials", !denied, credentials(server),
+		   "those that the service asks for",
+		   "Set bearer, user and password, or header_<name> in the user mapping.");
+	report(rsinfo, "calls at once", true,
+		   psprintf("%d", server->pool_size * saga_coordinators),
+		   "no more than the service bears (pool_size times saga.coordinators)", NULL);
+}
+
 /* saga.check_participant(server): one row for each check, never an error. */
 Datum
 saga_check_participant(PG_FUNCTION_ARGS)
@@ -689,7 +773,9 @@ saga_check_participant(PG_FUNCTION_ARGS)
 	work.rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	work.server = check_objects(work.rsinfo,
 								text_to_cstring(PG_GETARG_TEXT_PP(0)));
-	if (work.server)
+	if (work.server && work.server->kind == SAGA_SERVER_HTTP)
+		check_service(work.rsinfo, work.server);
+	else if (work.server)
 		with_connection(check_participant, &work);
 	return (Datum) 0;
 }

@@ -11,6 +11,7 @@
 
 #include "postgres.h"
 
+#include "machine.h"
 #include "server.h"
 
 /* One statement to be parsed there, and what came back. */
@@ -32,5 +33,22 @@ typedef struct SagaParseRequest
  */
 extern char *saga_participant_parse(const SagaServer *server,
 									SagaParseRequest *requests, int n);
+
+/* False: it is known to allow no prepared transactions. */
+extern bool saga_participant_prepares(const SagaServer *server);
+
+/* ---- participant_http.c ---- */
+
+/* What came of a harmless request to an HTTP service; texts may be NULL. */
+typedef struct SagaHttpReach
+{
+	int			status;			/* 0: there was no answer */
+	SagaTime	latency;
+	char	   *message;		/* of anything but a success */
+	char	   *detail;
+	char	   *hint;
+} SagaHttpReach;
+
+extern void saga_http_reach(const SagaServer *server, SagaHttpReach *reach);
 
 #endif							/* SAGA_PARTICIPANT_H */

@@ -66,35 +66,47 @@ set_events(SagaPollEntry *entry, struct epoll_event *event)
 		event->events |= EPOLLOUT;
 }
 
-void
-saga_poll_add(SagaPollEntry *entry)
+bool
+saga_poll_try_add(SagaPollEntry *entry)
 {
 	struct epoll_event event;
 
-	saga_poll_init();
 	set_events(entry, &event);
-	if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, entry->fd, &event) < 0)
+	return epoll_ctl(epoll_fd, EPOLL_CTL_ADD, entry->fd, &event) == 0;
+}
+
+void
+saga_poll_add(SagaPollEntry *entry)
+{
+	saga_poll_init();
+	if (!saga_poll_try_add(entry))
 		ereport(ERROR,
 				(errcode_for_socket_access(),
 				 errmsg("could not watch a socket: %m")));
 }
 
-void
-saga_poll_modify(SagaPollEntry *entry, uint32 events)
+bool
+saga_poll_try_modify(SagaPollEntry *entry, uint32 events)
 {
 	struct epoll_event event;
 
 	entry->events = events;
 	set_events(entry, &event);
 	if (epoll_ctl(epoll_fd, EPOLL_CTL_MOD, entry->fd, &event) == 0)
-		return;
+		return true;
 
 	/*
 	 * A library may have closed its socket, which took it off the list, and
 	 * opened another with the same number.
 	 */
-	if (errno != ENOENT ||
-		epoll_ctl(epoll_fd, EPOLL_CTL_ADD, entry->fd, &event) < 0)
+	return errno == ENOENT &&
+		epoll_ctl(epoll_fd, EPOLL_CTL_ADD, entry->fd, &event) == 0;
+}
+
+void
+saga_poll_modify(SagaPollEntry *entry, uint32 events)
+{
+	if (!saga_poll_try_modify(entry, events))
 		ereport(ERROR,
 				(errcode_for_socket_access(),
 				 errmsg("could not watch a socket: %m")));

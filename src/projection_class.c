@@ -739,41 +739,14 @@ stage_unions(SagaPlanner *planner, Query *query)
 	}
 }
 
-static void
-count_outer_joins(Node *node, int *outer, int *full)
-{
-	ListCell   *lc;
-
-	if (node == NULL || IsA(node, RangeTblRef))
-		return;
-	if (IsA(node, FromExpr))
-	{
-		foreach(lc, ((FromExpr *) node)->fromlist)
-			count_outer_joins(lfirst(lc), outer, full);
-		return;
-	}
-	if (IS_OUTER_JOIN(castNode(JoinExpr, node)->jointype))
-		(*outer)++;
-	if (((JoinExpr *) node)->jointype == JOIN_FULL)
-		(*full)++;
-	count_outer_joins(((JoinExpr *) node)->larg, outer, full);
-	count_outer_joins(((JoinExpr *) node)->rarg, outer, full);
-}
-
 static int
 plan_block(SagaPlanner *planner, Query *query, bool top)
 {
 	bool		linear;
-	int			outer = 0;
-	int			full = 0;
 
 	if (query->cteList != NIL)
 		return saga_plan_full(planner, query, top, "recursion");
 	prepare(planner, query);
-	count_outer_joins((Node *) query->jointree, &outer, &full);
-	if (full > 0 && outer > 1)
-		return saga_plan_full(planner, query, top,
-							  "a full join beside another outer join: no key is known to be affected for certain");
 	linear = linear_from(query) && !query->hasWindowFuncs &&
 		!query->hasDistinctOn;
 	if (!linear)
@@ -793,10 +766,6 @@ plan_block(SagaPlanner *planner, Query *query, bool top)
 	return plan_plain(planner, query, top);
 }
 
-/*
- * Make the stages of a self-contained query; returns the number of the last.
- * At the top, order and limit are left to whoever reads the projection.
- */
 /* An aggregate whose result depends on an order that the query leaves open? */
 static bool
 open_order_walker(Node *node, void *context)
@@ -819,6 +788,10 @@ open_order_walker(Node *node, void *context)
 	return expression_tree_walker(node, open_order_walker, context);
 }
 
+/*
+ * Make the stages of a self-contained query; returns the number of the last.
+ * At the top, order and limit are left to whoever reads the projection.
+ */
 int
 saga_plan_query(SagaPlanner *planner, Query *query, bool top)
 {

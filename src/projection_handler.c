@@ -625,38 +625,27 @@ disarm_limits(void)
 	QueryCancelPending = false;
 }
 
+static void
+call_within_limits(void *arg)
+{
+	Calls	   *calls = arg;
+
+	/* how many deaths that cost is counted as with projections */
+	saga_quarantine_enter(SAGA_LANE_PROJECTOR, -calls->handler->id);
+	arm_limits();
+	call_for_all(calls);
+	disarm_limits();
+}
+
 /* The calls in a subtransaction; the error, or NULL. */
 static ErrorData *
 try_calls(Calls *calls)
 {
-	MemoryContext caller = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	ErrorData  *volatile error = NULL;
+	ErrorData  *error = saga_in_subtransaction(call_within_limits, calls);
 
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(caller);
-	PG_TRY();
-	{
-		/* how many deaths that cost is counted as with projections */
-		saga_quarantine_enter(SAGA_LANE_PROJECTOR, -calls->handler->id);
-		arm_limits();
-		call_for_all(calls);
+	if (error != NULL)
 		disarm_limits();
-		MemoryContextSwitchTo(caller);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		disarm_limits();
-		MemoryContextSwitchTo(caller);
-		error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-	}
-	PG_END_TRY();
 	saga_quarantine_leave(SAGA_LANE_PROJECTOR);
-	MemoryContextSwitchTo(caller);
-	CurrentResourceOwner = owner;
 	return error;
 }
 

@@ -554,6 +554,8 @@ saga_keyed_fresh(SagaProgram *program, SagaStage *stage, const char *keys)
 /*
  * Bring storage to 'fresh' (its columns); keys: a tuplestore, to look at rows
  * of these keys only.  Equal rows are numbered, so that each finds its like.
+ * Stored rows are numbered twice, on two plans: by their place, as 1.0 and
+ * 1.00 hash alike and either would do for the number of the other.
  */
 List *
 saga_diff_statements(SagaProgram *program, SagaStage *stage, char *fresh,
@@ -576,7 +578,7 @@ saga_diff_statements(SagaProgram *program, SagaStage *stage, char *fresh,
 					 saga_statement(psprintf("SELECT s.*, row_number() OVER (PARTITION BY saga_hash) AS saga_rank FROM (SELECT s.*, %s AS saga_hash FROM (%s) s) s",
 											 saga_hash_sql(columns, "s"), fresh),
 									f, (char *) keys));
-	stored = psprintf("(SELECT o.*, row_number() OVER (PARTITION BY saga_hash) AS saga_rank FROM (SELECT s.ctid AS saga_tid, %s, %s AS saga_hash FROM %s) o) o",
+	stored = psprintf("(SELECT o.*, row_number() OVER (PARTITION BY saga_hash ORDER BY saga_tid) AS saga_rank FROM (SELECT s.ctid AS saga_tid, %s, %s AS saga_hash FROM %s) o) o",
 					  saga_column_list(columns, -1, "s"),
 					  saga_hash_sql(columns, "s"), from);
 	alike = psprintf("f.saga_hash = o.saga_hash AND f.saga_rank = o.saga_rank AND %s OPERATOR(pg_catalog.*=) %s",

@@ -331,48 +331,40 @@ sweep_owner(void *arg)
 	saga_projections_changed();
 }
 
+typedef struct ShortLocks
+{
+	void		(*fn) (void *arg);
+	void	   *arg;
+} ShortLocks;
+
+static void
+call_with_short_locks(void *arg)
+{
+	ShortLocks *call = arg;
+
+	/* the subtransaction's end undoes it */
+	(void) set_config_option("lock_timeout", VIEW_LOCK_TIMEOUT, PGC_USERSET,
+							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	call->fn(call->arg);
+	SPI_finish();
+}
+
 /*
- * Call fn in a subtransaction that is kept, waiting shortly for locks.  False
- * if one was not to be had; other errors are raised.
+ * Call fn in a subtransaction, waiting shortly for locks.  False if one was
+ * not to be had; other errors are raised.
  */
 static bool
 with_short_locks(void (*fn) (void *arg), void *arg)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	volatile bool done = true;
+	ShortLocks	call = {fn, arg};
+	ErrorData  *error = saga_in_subtransaction(call_with_short_locks, &call);
 
-	BeginInternalSubTransaction(NULL);
-	PG_TRY();
-	{
-		/* the subtransaction's end undoes it */
-		(void) set_config_option("lock_timeout", VIEW_LOCK_TIMEOUT, PGC_USERSET,
-								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-		if (SPI_connect() != SPI_OK_CONNECT)
-			elog(ERROR, "SPI_connect failed");
-		fn(arg);
-		SPI_finish();
-		ReleaseCurrentSubTransaction();
-		MemoryContextSwitchTo(context);
-		CurrentResourceOwner = owner;
-	}
-	PG_CATCH();
-	{
-		ErrorData  *error;
-
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		MemoryContextSwitchTo(context);
-		CurrentResourceOwner = owner;
-		if (error->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE &&
-			error->sqlerrcode != ERRCODE_T_R_DEADLOCK_DETECTED)
-			ReThrowError(error);
-		done = false;
-	}
-	PG_END_TRY();
-	return done;
+	if (error != NULL && error->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE &&
+		error->sqlerrcode != ERRCODE_T_R_DEADLOCK_DETECTED)
+		ReThrowError(error);
+	return error == NULL;
 }
 
 bool

@@ -45,6 +45,8 @@
 #define IDLE_POLL		1000	/* ms: a net under the wake-up at commit */
 #define UNFLUSHED_POLL	20		/* ms: asynchronous commits become decodable */
 #define JOIN_AGAIN		INT64CONST(200000)	/* us */
+#define FIRST_RETRY		INT64CONST(50000)	/* us */
+#define LAST_RETRY		INT64CONST(1000000)
 #define SHORTEST_REST	INT64CONST(5000)	/* us between batches: each flushes the WAL
 										 * once, which a lone writer would feel */
 
@@ -61,6 +63,8 @@ static TimestampTz rest_until = 0;
 static TimestampTz join_at = 0; /* who could not join, for a lock, tries then */
 static int	deferred_wait = 1;	/* ms */
 static bool batch_asked = false;
+static int	failures = 0;		/* batches in a row that came to nothing */
+static TimestampTz retry_at = 0;
 static TimestampTz filler_retry_at = 0;
 static TimestampTz plain_look_at = 0;
 
@@ -610,7 +614,7 @@ publish(void)
 	pg_atomic_write_u64(&my_slot->turns, (uint64) row.batches);
 }
 
-static void
+static bool
 batch(void)
 {
 	TimestampTz began = saga_now();
@@ -619,9 +623,17 @@ batch(void)
 
 	if (!saga_batch(feed, &row))
 	{
-		rest_until = saga_now() + 50 * INT64CONST(1000);
-		return;
+		retry_at = saga_now() + Min(FIRST_RETRY << Min(failures, 10), LAST_RETRY);
+		failures++;
+		if (saga_set_touched)
+		{
+			/* what we remember of the projections was rolled back */
+			saga_set_discard();
+			loaded = false;
+		}
+		return false;
 	}
+	failures = 0;
 	batch_asked = false;
 	last_commit = Max(last_commit, XactLastCommitEnd);
 	publish();
@@ -632,6 +644,7 @@ batch(void)
 	cost = ended - began;
 	rest_until = ended + Min(Max(cost, SHORTEST_REST),
 							 (int64) saga_batch_time * 1000);
+	return true;
 }
 
 static void
@@ -679,9 +692,11 @@ turn(void)
 	fill_wait = start_fills(now);
 	limit_lag();
 	need = look_for_work();
-	if (need == BATCH_NOW || (need == BATCH && now >= rest_until))
+	if (now >= retry_at &&
+		(need == BATCH_NOW || (need == BATCH && now >= rest_until)))
 	{
-		batch();
+		if (!batch())
+			return;
 		need = NOTHING;
 		batched = true;
 	}
@@ -694,8 +709,9 @@ turn(void)
 		return;
 	if (!all)
 		return;
-	if (need == BATCH)
-		wait_for(Max(1, (rest_until - now + 999) / 1000), false);
+	if (need == BATCH || need == BATCH_NOW)
+		wait_for(Max(1, (Max(retry_at, need == BATCH ? rest_until : 0) - now + 999) / 1000),
+				 false);
 	else
 	{
 		if (need == DEFERRED)

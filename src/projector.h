@@ -28,6 +28,13 @@ typedef enum SagaProjectionState
 	SAGA_P_REBUILDING,			/* old rows are shown meanwhile */
 } SagaProjectionState;
 
+/* A source as the catalogs describe it; the first of a list is of the views. */
+typedef struct SagaDigest
+{
+	uint64		definition;
+	uint64		files;			/* that hold its rows */
+} SagaDigest;
+
 /*
  * A row of saga.projection, and what upkeep needs.  It either stands where
  * the feed stands (snapshot is NULL) or has a snapshot of its own, and then
@@ -39,10 +46,10 @@ typedef struct SagaProjection
 	int64		id;
 	Oid			view;
 	Oid			owner;
-	char	   *name;			/* of the view, for messages */
 	char	   *query;
 	char	   *search_path;
 	List	   *key;
+	char	   *name;			/* of the view, for messages */
 	char	   *shape;			/* of the rows in storage */
 	SagaProjectionState state;
 	bool		filled;
@@ -52,10 +59,16 @@ typedef struct SagaProjection
 	Datum		snapshot;		/* pg_snapshot, or 0 */
 	XLogRecPtr	position;		/* goes with snapshot */
 
+	/* contents that are loaded again with the row */
+	MemoryContext row_context;
+
+	/* all of a build in a context of its own */
+	MemoryContext program_context;
 	SagaProgram *program;		/* NULL: could not be built */
 	SagaApply  *apply;
-	uint64	   *signatures;		/* of program->sources, when it was built */
-	uint64	   *files;			/* their files, likewise */
+	List	   *built_on;		/* of SagaDigest *: what the program was built on */
+	List	   *filled_on;		/* what the contents were; NIL: not known */
+	bool		unseen;			/* its sources may differ from built_on */
 
 	/* a fill to come */
 	bool		tracked;		/* decoding copies its tables */
@@ -96,12 +109,18 @@ extern List *saga_projections;	/* of SagaProjection * */
 extern List *saga_handlers;		/* of SagaHandler * */
 extern bool saga_projections_dirty; /* a source's definition may have changed */
 extern bool saga_views_dirty;	/* that of a view in a query, too */
+extern bool saga_set_touched;	/* a transaction has changed projections here as
+								 * well as in the table; who begins one that may
+								 * be rolled back clears it */
 
 extern void saga_set_init(void);
 
 /* In a transaction with SPI and a snapshot: read the table again. */
 extern void saga_set_load(SagaFeed *feed);
 extern void saga_set_load_one(int64 id);	/* in the filler */
+
+/* After a rollback: all is read and built again by saga_set_load(). */
+extern void saga_set_discard(void);
 
 /* Build (again) the program; false and parked-with-reason if that fails. */
 extern bool saga_set_build(SagaProjection *p);
@@ -110,9 +129,14 @@ extern uint64 saga_set_first;	/* the first transaction with all tables and
 								 * columns of now has this number or a later one */
 extern SagaTracked *saga_set_tracked(Oid relid);
 extern List *saga_set_tables(void); /* OIDs of all tables, ascending */
+extern int	saga_set_widest(void);	/* columns of the widest table tracked */
 
-/* Signatures of a source as the catalogs are now: definition, and files. */
-extern uint64 saga_source_signature(const SagaSource *source, uint64 *files);
+/* As the catalogs are now, to be compared with built_on and filled_on. */
+extern List *saga_set_digests(const SagaProgram *program);
+extern bool saga_digests_equal(List *a, List *b);
+
+/* The contents come from these; keeps them in the row, too. */
+extern void saga_set_filled_on(SagaProjection *p, List *digests);
 
 /* Change the row; reason and sqlstate may be NULL. */
 extern void saga_set_state(SagaProjection *p, SagaProjectionState state,
@@ -154,7 +178,8 @@ extern void saga_projector_leave(void) pg_attribute_noreturn();
 
 /*
  * One batch: everything visible now.  Returns false if nothing was done for
- * now (a lock was not to be had) and it should be tried again soon.
+ * now (a lock was not to be had) and it should be tried again soon; nothing
+ * decoded may be forgotten before saga_set_touched has been looked at.
  */
 extern bool saga_batch(SagaFeed *feed, SagaFeedRow *row);
 

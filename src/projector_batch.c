@@ -64,14 +64,14 @@ static List *blocked = NIL;		/* tables that somebody else has locked, in
  * read it; those fall behind, and the others do not.
  */
 static void
-lock_sources(void)
+lock_sources(List *tables)
 {
 	List	   *still = NIL;
 	int			patience = 50;
 	ListCell   *lc;
 	MemoryContext old;
 
-	foreach(lc, saga_set_tables())
+	foreach(lc, tables)
 	{
 		Oid			relid = lfirst_oid(lc);
 		bool		locked;
@@ -109,61 +109,104 @@ is_blocked(const SagaProjection *p)
 	return saga_projection_reads(p, blocked);
 }
 
+/* Has what a program or contents came from changed?  TRUNCATE is no change. */
+static bool
+digests_differ(const SagaProjection *p, List *old, List *new, List *truncated,
+			   bool *files)
+{
+	*files = false;
+	if (list_length(old) != list_length(new))
+		return true;
+	for (int i = 0; i < list_length(new); i++)
+	{
+		const SagaDigest *was = list_nth(old, i);
+		const SagaDigest *is = list_nth(new, i);
+
+		if (was->definition != is->definition)
+			return true;
+		if (was->files != is->files &&
+			!list_member_oid(truncated, ((SagaSource *) list_nth(p->program->sources, i - 1))->relid))
+			*files = true;
+	}
+	return false;
+}
+
 /*
- * What DDL did to the sources since the programs were built.  A projection
- * whose sources have another shape, or other files without a TRUNCATE to
- * explain them, is rebuilt.
+ * What DDL did to the sources of a projection since its program was built, and
+ * since its contents were computed, which may be longer ago.  Where a source
+ * has another shape, or other files without a TRUNCATE to explain them, the
+ * contents are computed anew.
  */
+static void
+look_at_sources_of(SagaProjection *p, List *truncated, bool views)
+{
+	List	   *now;
+	bool		files = false;
+	bool		altered;
+	bool		rebuilt = false;
+
+	if (views && p->program->views != NIL)
+	{
+		uint64		before = ((SagaDigest *) linitial(p->built_on))->definition;
+
+		if (!saga_set_build(p))
+			return;				/* parked */
+		rebuilt = ((SagaDigest *) linitial(p->built_on))->definition != before;
+	}
+	now = saga_set_digests(p->program);
+	if (digests_differ(p, p->built_on, now, truncated, &files))
+	{
+		if (!saga_set_build(p))
+			return;
+		rebuilt = true;
+		now = saga_set_digests(p->program);
+	}
+	if (p->state == SAGA_P_FILLING || p->state == SAGA_P_REBUILDING)
+	{
+		if (rebuilt)
+			p->tracked = false; /* the fill begins again */
+		return;
+	}
+	if (!p->filled || p->stale)
+		return;
+	altered = p->filled_on != NIL &&
+		digests_differ(p, p->filled_on, now, truncated, &files);
+	if (altered || files)
+	{
+		saga_set_snapshot(p, (Datum) 0, InvalidXLogRecPtr);
+		saga_set_state(p, p->state == SAGA_P_PAUSED ? SAGA_P_PAUSED : SAGA_P_REBUILDING,
+					   true, altered ? "a source or a view was altered" : "a source was rewritten",
+					   NULL);
+		p->tracked = false;
+	}
+	else if (!saga_digests_equal(p->filled_on, now))
+		saga_set_filled_on(p, now);
+}
+
+/* Those that cannot be locked now are looked at when they can. */
 static void
 look_at_sources(List *truncated)
 {
+	bool		dirty = saga_projections_dirty;
+	bool		views = saga_views_dirty;
 	ListCell   *lc;
 
+	saga_projections_dirty = saga_views_dirty = false;
 	foreach(lc, saga_projections)
 	{
 		SagaProjection *p = lfirst(lc);
-		bool		shape = false;
-		bool		rewritten = false;
 
-		if (p->program == NULL || (p->state == SAGA_P_PARKED && p->stale) || is_blocked(p))
+		if (p->program == NULL || (p->state == SAGA_P_PARKED && p->stale) ||
+			!(dirty || p->unseen))
 			continue;
-		if (saga_views_dirty && p->program->views != NIL)
+		if (is_blocked(p))
 		{
-			const char *query = p->program->live_query;
-
-			if (!saga_set_build(p))
-				continue;		/* parked */
-			shape = strcmp(query, p->program->live_query) != 0;
+			p->unseen = true;
+			continue;
 		}
-		for (int i = 0; i < list_length(p->program->sources); i++)
-		{
-			SagaSource *source = list_nth(p->program->sources, i);
-			uint64		files;
-			uint64		signature = saga_source_signature(source, &files);
-
-			if (signature != p->signatures[i])
-				shape = true;
-			else if (files != p->files[i])
-			{
-				if (!list_member_oid(truncated, source->relid))
-					rewritten = true;
-				p->files[i] = files;
-			}
-		}
-		if (shape && !saga_set_build(p))
-			continue;			/* parked */
-		if ((shape || rewritten) && p->filled)
-		{
-			saga_set_snapshot(p, (Datum) 0, InvalidXLogRecPtr);
-			saga_set_state(p, SAGA_P_REBUILDING, true,
-						   shape ? "a source or a view was altered" : "a source was rewritten",
-						   NULL);
-			p->tracked = false;
-		}
-		else if (shape)
-			p->tracked = false; /* the fill begins again */
+		look_at_sources_of(p, truncated, views || p->unseen);
+		p->unseen = false;
 	}
-	saga_views_dirty = false;
 }
 
 /* ---------------------------------------------------------------- deltas */
@@ -307,17 +350,33 @@ finish_deltas(Deltas *d)
 
 /* ------------------------------------------------------------ projections */
 
+typedef struct ApplyArg
+{
+	SagaProjection *p;
+	List	   *deltas;
+	Bitmapset  *recompute;
+} ApplyArg;
+
+static void
+apply(void *arg)
+{
+	ApplyArg   *a = arg;
+	SagaApplyResult result = {0};
+	TimestampTz began = GetCurrentTimestamp();
+
+	saga_quarantine_enter(SAGA_LANE_PROJECTOR, a->p->id);
+	saga_apply_deltas(a->p->apply, a->deltas, a->recompute, &result);
+	saga_projection_count(a->p->id, result.statements, result.rows_in,
+						  result.rows_out, result.recomputed,
+						  GetCurrentTimestamp() - began);
+}
+
 /* Apply to one projection in a subtransaction; the error, or NULL. */
 static ErrorData *
 apply_one(SagaProjection *p, Deltas *d)
 {
-	MemoryContext caller = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	ErrorData  *volatile error = NULL;
-	List	   *volatile deltas = NIL;
-	Bitmapset  *volatile recompute = NULL;
-	SagaApplyResult result = {0};
-	TimestampTz began = GetCurrentTimestamp();
+	ApplyArg	arg = {p, NIL, NULL};
+	ErrorData  *error;
 
 	for (int i = 0; i < list_length(p->program->sources); i++)
 	{
@@ -326,36 +385,14 @@ apply_one(SagaProjection *p, Deltas *d)
 		SagaDelta  *delta = k < 0 ? NULL : list_nth(d->deltas, k);
 
 		if (list_member_oid(d->recompute, source->relid))
-			recompute = bms_add_member(recompute, i);
+			arg.recompute = bms_add_member(arg.recompute, i);
 		if (delta != NULL && delta->rows > 0)
-			deltas = lappend(deltas, delta);
+			arg.deltas = lappend(arg.deltas, delta);
 	}
-	if (deltas == NIL && recompute == NULL)
+	if (arg.deltas == NIL && arg.recompute == NULL)
 		return NULL;
-
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(caller);
-	PG_TRY();
-	{
-		saga_quarantine_enter(SAGA_LANE_PROJECTOR, p->id);
-		saga_apply_deltas(p->apply, deltas, recompute, &result);
-		MemoryContextSwitchTo(caller);
-		ReleaseCurrentSubTransaction();
-		saga_projection_count(p->id, result.statements, result.rows_in,
-							  result.rows_out, result.recomputed,
-							  GetCurrentTimestamp() - began);
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(caller);
-		error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-	}
-	PG_END_TRY();
+	error = saga_in_subtransaction(apply, &arg);
 	saga_quarantine_leave(SAGA_LANE_PROJECTOR);
-	MemoryContextSwitchTo(caller);
-	CurrentResourceOwner = owner;
 	return error;
 }
 
@@ -429,9 +466,9 @@ bring_forward(SagaFeed *feed, List *projections, Datum from, Datum to,
 			  const SagaFeedRow *row, bool joining)
 {
 	Deltas		d = {NIL, NIL, NIL, NIL};
-	int			natts = 0;
-	Datum	   *values;
-	bool	   *nulls;
+	int			natts = Max(saga_set_widest(), 1);
+	Datum	   *values = palloc(sizeof(Datum) * natts);
+	bool	   *nulls = palloc(sizeof(bool) * natts);
 	dlist_iter	iter;
 	ListCell   *lc;
 
@@ -442,15 +479,6 @@ bring_forward(SagaFeed *feed, List *projections, Datum from, Datum to,
 		foreach(ls, ((SagaProjection *) lfirst(lc))->program->sources)
 			add_source(&d, lfirst(ls));
 	}
-	foreach(lc, saga_set_tables())
-	{
-		SagaTracked *t = saga_set_tracked(lfirst_oid(lc));
-
-		if (t)
-			natts = Max(natts, t->desc->natts);
-	}
-	values = palloc(sizeof(Datum) * Max(natts, 1));
-	nulls = palloc(sizeof(bool) * Max(natts, 1));
 	dlist_foreach(iter, &feed->txns)
 	{
 		SagaFeedTxn *txn = dlist_container(SagaFeedTxn, node, iter.cur);
@@ -578,10 +606,8 @@ run_batch(SagaFeed *feed, SagaFeedRow *row, Datum *snapshot, XLogRecPtr *positio
 	dlist_iter	iter;
 	ListCell   *lc;
 
-	/* whatever takes long below must not keep sources locked for long */
-	lock_sources();
+	lock_sources(saga_set_tables());
 	at_step("locked");
-	(void) GetTransactionSnapshot();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	*snapshot = DirectFunctionCall1(pg_current_snapshot, (Datum) 0);
 	at_step("snapshot");
@@ -595,11 +621,7 @@ run_batch(SagaFeed *feed, SagaFeedRow *row, Datum *snapshot, XLogRecPtr *positio
 
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "could not connect to SPI");
-	if (saga_projections_dirty)
-	{
-		saga_projections_dirty = false;
-		look_at_sources(truncated_roots(feed));
-	}
+	look_at_sources(truncated_roots(feed));
 	*position = fence;
 	dlist_foreach(iter, &feed->txns)
 	{
@@ -649,6 +671,7 @@ saga_batch(SagaFeed *feed, SagaFeedRow *row)
 	XLogRecPtr	position = InvalidXLogRecPtr;
 	volatile bool done = false;
 
+	saga_set_touched = false;
 	PG_TRY();
 	{
 		if (!saga_worker_enter("applying a batch"))
@@ -668,7 +691,8 @@ saga_batch(SagaFeed *feed, SagaFeedRow *row)
 		MemoryContextSwitchTo(context);
 		error = CopyErrorData();
 		replorigin_session_origin = InvalidRepOriginId;
-		if (!saga_error_is_transient(error) || error->sqlerrcode == ERRCODE_ADMIN_SHUTDOWN)
+		if (!saga_error_is_transient(error) || error->sqlerrcode == ERRCODE_ADMIN_SHUTDOWN ||
+			saga_feed_broken(feed))
 			PG_RE_THROW();
 		/* somebody's lock, or somebody changed a row of ours: again, soon */
 		if (error->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE)
@@ -682,6 +706,8 @@ saga_batch(SagaFeed *feed, SagaFeedRow *row)
 	MemoryContextSwitchTo(old);
 	if (done)
 	{
+		if (row->snapshot != (Datum) 0)
+			pfree(DatumGetPointer(row->snapshot));
 		row->snapshot = saga_snapshot_copy(snapshot, TopMemoryContext);
 		row->position = position;
 		row->batches++;

@@ -39,6 +39,7 @@
 List	   *saga_projections = NIL;
 bool		saga_projections_dirty = true;
 bool		saga_views_dirty = false;
+bool		saga_set_touched = false;
 uint64		saga_set_first = 0;
 
 static HTAB *tracked = NULL;
@@ -87,14 +88,15 @@ saga_sqlstate_text(int sqlerrcode)
 	return pstrdup(unpack_sql_state(sqlerrcode));
 }
 
-/* ------------------------------------------------------------- signature */
+/* --------------------------------------------------------------- digests */
 
 /*
  * A digest of what a program was built on, so that any DDL that matters is
- * seen: under a lock on the source, before the batch's snapshot.
+ * seen, also what was done while no projector ran: under a lock on the source,
+ * before the batch's snapshot.
  */
 static uint64
-table_signature(Oid relid, const Bitmapset *columns, TupleDesc root,
+table_digest(Oid relid, const Bitmapset *columns, TupleDesc root,
 				uint64 *files)
 {
 	Relation	rel = try_relation_open(relid, NoLock);
@@ -132,19 +134,101 @@ table_signature(Oid relid, const Bitmapset *columns, TupleDesc root,
 	return h;
 }
 
-uint64
-saga_source_signature(const SagaSource *source, uint64 *files)
+static SagaDigest *
+source_digest(const SagaSource *source)
 {
-	uint64		h = 0;
+	SagaDigest *digest = palloc0(sizeof(SagaDigest));
 	List	   *tables = find_all_inheritors(source->relid, AccessShareLock, NULL);
 	ListCell   *lc;
 
-	*files = 0;
 	list_sort(tables, list_oid_cmp);
 	foreach(lc, tables)
-		h = hash_combine64(h, table_signature(lfirst_oid(lc), source->columns,
-											  source->desc, files));
-	return h;
+		digest->definition = hash_combine64(digest->definition,
+											table_digest(lfirst_oid(lc), source->columns,
+														 source->desc, &digest->files));
+	list_free(tables);
+	return digest;
+}
+
+List *
+saga_set_digests(const SagaProgram *program)
+{
+	SagaDigest *views = palloc0(sizeof(SagaDigest));
+	List	   *digests = list_make1(views);
+	ListCell   *lc;
+
+	if (program->views != NIL)
+		views->definition = hash_bytes_extended((const unsigned char *) program->live_query,
+												strlen(program->live_query), 0);
+	foreach(lc, program->sources)
+		digests = lappend(digests, source_digest(lfirst(lc)));
+	return digests;
+}
+
+bool
+saga_digests_equal(List *a, List *b)
+{
+	if (list_length(a) != list_length(b))
+		return false;
+	for (int i = 0; i < list_length(a); i++)
+		if (memcmp(list_nth(a, i), list_nth(b, i), sizeof(SagaDigest)) != 0)
+			return false;
+	return true;
+}
+
+static List *
+copy_digests(List *digests)
+{
+	List	   *copy = NIL;
+	ListCell   *lc;
+
+	foreach(lc, digests)
+	{
+		SagaDigest *digest = palloc(sizeof(SagaDigest));
+
+		*digest = *(SagaDigest *) lfirst(lc);
+		copy = lappend(copy, digest);
+	}
+	return copy;
+}
+
+static Datum
+digests_to_array(List *digests)
+{
+	Datum	   *elems = palloc(sizeof(Datum) * 2 * Max(1, list_length(digests)));
+	int			n = 0;
+	ListCell   *lc;
+
+	foreach(lc, digests)
+	{
+		SagaDigest *digest = lfirst(lc);
+
+		elems[n++] = UInt64GetDatum(digest->definition);
+		elems[n++] = UInt64GetDatum(digest->files);
+	}
+	return PointerGetDatum(construct_array(elems, n, INT8OID, sizeof(int64),
+										   FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+}
+
+static List *
+digests_from_array(Datum array)
+{
+	Datum	   *elems;
+	bool	   *nulls;
+	int			n;
+	List	   *digests = NIL;
+
+	deconstruct_array(DatumGetArrayTypeP(array), INT8OID, sizeof(int64),
+					  FLOAT8PASSBYVAL, TYPALIGN_DOUBLE, &elems, &nulls, &n);
+	for (int i = 0; i + 1 < n; i += 2)
+	{
+		SagaDigest *digest = palloc(sizeof(SagaDigest));
+
+		digest->definition = DatumGetUInt64(elems[i]);
+		digest->files = DatumGetUInt64(elems[i + 1]);
+		digests = lappend(digests, digest);
+	}
+	return digests;
 }
 
 static void
@@ -173,64 +257,50 @@ saga_set_init(void)
 
 /* --------------------------------------------------------------- programs */
 
-typedef struct BuildArg
+static void
+forget_program(SagaProjection *p)
 {
-	SagaProjection *p;
-	MemoryContext context;
-} BuildArg;
+	if (p->apply)
+		saga_apply_free(p->apply);
+	p->apply = NULL;
+	p->program = NULL;
+	p->built_on = NIL;
+	if (p->program_context)
+		MemoryContextDelete(p->program_context);
+	p->program_context = NULL;
+}
 
 static void
-build_program(SagaProjection *p)
+build_program(void *arg)
 {
+	SagaProjection *p = arg;
+	MemoryContext caller = MemoryContextSwitchTo(p->program_context);
 	SagaUserSwitch save;
+	SagaProgram *program;
 
 	saga_run_as_begin(p->owner, p->search_path, &save);
-	p->program = saga_program_build(p->query, p->id, p->key);
+	program = saga_program_build(p->query, p->id, p->key);
 	saga_run_as_end(&save);
+	p->built_on = saga_set_digests(program);
+	p->apply = saga_apply_make(program, p->owner);
+	p->program = program;
+	MemoryContextSwitchTo(caller);
 }
 
 bool
 saga_set_build(SagaProjection *p)
 {
-	MemoryContext caller = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	ErrorData  *volatile error = NULL;
+	ErrorData  *error;
 	List	   *lacking;
 
-	if (p->apply)
-		saga_apply_free(p->apply);
-	p->apply = NULL;
-	p->program = NULL;
-
-	BeginInternalSubTransaction(NULL);
-	PG_TRY();
-	{
-		MemoryContextSwitchTo(p->context);
-		build_program(p);
-		p->signatures = palloc0(sizeof(uint64) * Max(1, list_length(p->program->sources)));
-		p->files = palloc0(sizeof(uint64) * Max(1, list_length(p->program->sources)));
-		for (int i = 0; i < list_length(p->program->sources); i++)
-			p->signatures[i] = saga_source_signature(list_nth(p->program->sources, i),
-													 &p->files[i]);
-		p->apply = saga_apply_make(p->program, p->owner);
-		MemoryContextSwitchTo(caller);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(caller);
-		error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		p->program = NULL;
-		p->apply = NULL;
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(caller);
-	CurrentResourceOwner = owner;
-
+	saga_set_touched = true;
+	forget_program(p);
+	p->program_context = AllocSetContextCreate(p->context, "saga program",
+											   ALLOCSET_DEFAULT_SIZES);
+	error = saga_in_subtransaction(build_program, p);
 	if (error)
 	{
+		forget_program(p);
 		saga_set_state(p, SAGA_P_PARKED, true, error->message,
 					   saga_sqlstate_text(error->sqlerrcode));
 		return false;
@@ -238,19 +308,19 @@ saga_set_build(SagaProjection *p)
 	lacking = saga_tables_without_identity(p->program, NULL);
 	if (lacking != NIL)
 	{
+		forget_program(p);
 		saga_set_state(p, SAGA_P_PARKED, p->filled,
 					   psprintf("the replica identity of table %s does not cover the columns used; "
 								"set it to FULL, then call saga.resume_projection()",
 								saga_projection_name(linitial_oid(lacking))), "55000");
-		p->program = NULL;
 		return false;
 	}
 	if (p->filled && strcmp(p->shape, p->program->shape) != 0)
 	{
+		forget_program(p);
 		saga_set_state(p, SAGA_P_PARKED, true,
 					   "a source was changed so that the query has other columns or types; "
 					   "call saga.replace_projection()", NULL);
-		p->program = NULL;
 		return false;
 	}
 	return true;
@@ -305,9 +375,18 @@ key_of(Datum value, MemoryContext context)
 static void
 projection_free(SagaProjection *p)
 {
-	if (p->apply)
-		saga_apply_free(p->apply);
+	forget_program(p);
 	MemoryContextDelete(p->context);
+}
+
+void
+saga_set_discard(void)
+{
+	ListCell   *lc;
+
+	foreach(lc, saga_projections)
+		forget_program(lfirst(lc));
+	saga_set_touched = false;
 }
 
 static SagaProjection *
@@ -318,6 +397,8 @@ projection_new(int64 id)
 	SagaProjection *p = MemoryContextAllocZero(context, sizeof(SagaProjection));
 
 	p->context = context;
+	p->row_context = AllocSetContextCreate(context, "saga projection row",
+										   ALLOCSET_SMALL_SIZES);
 	p->id = id;
 	return p;
 }
@@ -329,7 +410,9 @@ read_row(SagaProjection *p, HeapTuple row)
 	Datum		value;
 	SagaProjectionState was = p->state;
 	int64		fill;
+	MemoryContext old;
 
+	MemoryContextReset(p->row_context);
 	p->view = DatumGetObjectId(column(row, 2, &isnull));
 	p->owner = DatumGetObjectId(column(row, 3, &isnull));
 	if (p->query == NULL)
@@ -339,19 +422,23 @@ read_row(SagaProjection *p, HeapTuple row)
 		value = column(row, 6, &isnull);
 		p->key = isnull ? NIL : key_of(value, p->context);
 	}
-	p->shape = text_column(row, 7, p->context);
+	p->shape = text_column(row, 7, p->row_context);
 	p->state = state_from_name(TextDatumGetCString(column(row, 8, &isnull)));
 	p->filled = DatumGetBool(column(row, 9, &isnull));
 	p->stale = DatumGetBool(column(row, 10, &isnull));
 	p->plain = DatumGetBool(column(row, 11, &isnull));
 	fill = DatumGetInt64(column(row, 12, &isnull));
 	value = column(row, 13, &isnull);
-	p->snapshot = isnull ? (Datum) 0 : saga_snapshot_copy(value, p->context);
+	p->snapshot = isnull ? (Datum) 0 : saga_snapshot_copy(value, p->row_context);
 	value = column(row, 14, &isnull);
 	p->position = isnull ? InvalidXLogRecPtr : DatumGetLSN(value);
-	p->name = text_column(row, 15, p->context);
+	p->name = text_column(row, 15, p->row_context);
 	if (p->name == NULL)
 		p->name = "(dropped)";
+	value = column(row, 16, &isnull);
+	old = MemoryContextSwitchTo(p->row_context);
+	p->filled_on = isnull ? NIL : digests_from_array(value);
+	MemoryContextSwitchTo(old);
 	if (fill != p->fill || p->state != was)
 	{
 		p->tracked = false;
@@ -374,7 +461,7 @@ load(int64 only)
 	if (SPI_execute_with_args("SELECT p.id, p.view::oid, p.owner::oid, p.query, p.search_path, p.key, p.shape, p.state, "
 					"p.filled, p.stale, p.plain, p.fill, p.snapshot, p.position, "
 					"(SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_class c "
-					"JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = p.view) "
+					"JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = p.view), p.built_on "
 					"FROM saga.projection p WHERE $1 IN (0, p.id) ORDER BY p.id",
 							  1, &type, &arg, NULL, false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not read projections");
@@ -435,6 +522,7 @@ saga_set_state(SagaProjection *p, SagaProjectionState state, bool stale,
 	Datum		values[5];
 	char		nulls[5] = {' ', ' ', ' ', ' ', ' '};
 
+	saga_set_touched = true;
 	values[0] = Int64GetDatum(p->id);
 	values[1] = CStringGetTextDatum(state_names[state]);
 	values[2] = BoolGetDatum(stale);
@@ -459,6 +547,7 @@ saga_set_snapshot(SagaProjection *p, Datum snapshot, XLogRecPtr position)
 	Datum		values[3];
 	char		nulls[3] = {' ', ' ', ' '};
 
+	saga_set_touched = true;
 	values[0] = Int64GetDatum(p->id);
 	values[1] = snapshot;
 	values[2] = LSNGetDatum(position);
@@ -467,9 +556,29 @@ saga_set_snapshot(SagaProjection *p, Datum snapshot, XLogRecPtr position)
 	saga_spi_own("UPDATE saga.projection SET snapshot = $2, position = $3, "
 				 "at = CASE WHEN $2 IS NOT NULL THEN pg_catalog.now() END WHERE id = $1",
 				 3, types, values, nulls, NULL, NULL);
+	if (p->snapshot != (Datum) 0)
+		pfree(DatumGetPointer(p->snapshot));
 	p->snapshot = snapshot == (Datum) 0 ? (Datum) 0 :
-		saga_snapshot_copy(snapshot, p->context);
+		saga_snapshot_copy(snapshot, p->row_context);
 	p->position = position;
+}
+
+void
+saga_set_filled_on(SagaProjection *p, List *digests)
+{
+	Oid			types[2] = {INT8OID, INT8ARRAYOID};
+	Datum		values[2];
+	MemoryContext old;
+
+	saga_set_touched = true;
+	values[0] = Int64GetDatum(p->id);
+	values[1] = digests_to_array(digests);
+	saga_spi_own("UPDATE saga.projection SET built_on = $2 WHERE id = $1",
+				 2, types, values, NULL, NULL, NULL);
+	old = MemoryContextSwitchTo(p->row_context);
+	list_free_deep(p->filled_on);
+	p->filled_on = copy_digests(digests);
+	MemoryContextSwitchTo(old);
 }
 
 /* --------------------------------------------------------------- tracking */
@@ -674,6 +783,22 @@ saga_set_tables(void)
 	}
 	list_sort(tables, list_oid_cmp);
 	return tables;
+}
+
+int
+saga_set_widest(void)
+{
+	HASH_SEQ_STATUS seq;
+	SagaTracked *t;
+	int			widest = 0;
+
+	if (tracked != NULL)
+	{
+		hash_seq_init(&seq, tracked);
+		while ((t = hash_seq_search(&seq)) != NULL)
+			widest = Max(widest, t->desc->natts);
+	}
+	return widest;
 }
 
 /* Does it read one of these physical tables? */

@@ -14,7 +14,7 @@
 #include "storage/lockdefs.h"
 #include "utils/relcache.h"
 
-#define SAGA_MAX_COLUMNS 24
+#define SAGA_MAX_COLUMNS 32
 
 typedef struct SagaTable SagaTable;
 

@@ -1,15 +1,14 @@
 /*
  * runs.c
  *		A coordinator's sagas: which are known, which are in memory, taking
- *		them in from their rows and logs, their timers, and operators' verbs.
+ *		them in from their rows and logs, and their timers.
  *
  * Called by coordinator.c.  Owns the table of known sagas and the queues of
  * those to be taken in.  Decides nothing: events go to turn.c.
  */
 #include "postgres.h"
 
-#include "lib/pairingheap.h"
-#include "utils/acl.h"
+#include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
@@ -34,6 +33,18 @@ typedef struct Queue
 } Queue;
 
 /*
+ * Sagas by order, the first on top: one pointer for each, and in the saga its
+ * place, for it may leave from the middle.
+ */
+typedef struct Heap
+{
+	Known	  **members;
+	int			n,
+				max;
+	bool		by_arrival;		/* else by time */
+} Heap;
+
+/*
  * A definition with max_running: how many of its sagas run here, and those
  * that wait for one to end.  All versions of a name share one gate.
  */
@@ -50,16 +61,14 @@ bool		saga_found_foreign = false;
 
 static MemoryContext runs_context;
 static HTAB *known_sagas;
-static pairingheap *timers;
 static int	loaded = 0;
 
-static pairingheap *arrivals;	/* sagas to be taken in, when there is room */
+static Heap timers;				/* by the next thing that is due */
+static Heap arrivals;			/* sagas to be taken in, when there is room */
 static HTAB *gates;
 static List *recovered = NIL;	/* SagaOutcome, until their saga is taken in */
-static void forget_taken_commands(void);
 
 static Queue commands;			/* of the inbox; they need no room */
-static HTAB *taken_commands;	/* ids of those taken, until their rows are gone */
 
 /* ------------------------------------------------------------- helpers */
 
@@ -69,25 +78,77 @@ arena_alloc(SagaArena *arena, size_t size)
 	return MemoryContextAllocZero(arena->context, size);
 }
 
-static int
-compare_due(const pairingheap_node *a, const pairingheap_node *b, void *arg)
+/* Higher priority first, then the older one; or the one due earlier. */
+static bool
+goes_before(const Heap *heap, const Known *a, const Known *b)
 {
-	const Known *ka = pairingheap_const_container(Known, node, a);
-	const Known *kb = pairingheap_const_container(Known, node, b);
-
-	return ka->due < kb->due ? 1 : ka->due > kb->due ? -1 : 0;
+	if (!heap->by_arrival)
+		return a->due < b->due;
+	if (a->priority != b->priority)
+		return a->priority > b->priority;
+	return memcmp(&a->id, &b->id, UUID_LEN) < 0;
 }
 
-/* Higher priority first, then the older one. */
-static int
-compare_arrival(const pairingheap_node *a, const pairingheap_node *b, void *arg)
+static void
+put_at(Heap *heap, int at, Known *known)
 {
-	const Known *ka = pairingheap_const_container(Known, arrival, a);
-	const Known *kb = pairingheap_const_container(Known, arrival, b);
+	heap->members[at] = known;
+	if (heap->by_arrival)
+		known->arrival_at = at;
+	else
+		known->timer_at = at;
+}
 
-	if (ka->priority != kb->priority)
-		return ka->priority > kb->priority ? 1 : -1;
-	return memcmp(&kb->id, &ka->id, UUID_LEN);
+/* Where a member that may be at the wrong place belongs. */
+static void
+heap_settle(Heap *heap, int at, Known *known)
+{
+	while (at > 0 && goes_before(heap, known, heap->members[(at - 1) / 2]))
+	{
+		put_at(heap, at, heap->members[(at - 1) / 2]);
+		at = (at - 1) / 2;
+	}
+	for (;;)
+	{
+		int			child = 2 * at + 1;
+
+		if (child + 1 < heap->n &&
+			goes_before(heap, heap->members[child + 1], heap->members[child]))
+			child++;
+		if (child >= heap->n || !goes_before(heap, heap->members[child], known))
+			break;
+		put_at(heap, at, heap->members[child]);
+		at = child;
+	}
+	put_at(heap, at, known);
+}
+
+static void
+heap_add(Heap *heap, Known *known)
+{
+	if (heap->n == heap->max)
+	{
+		heap->max = Max(1024, heap->max + heap->max / 2);
+		heap->members = heap->members ?
+			repalloc_huge(heap->members, sizeof(Known *) * heap->max) :
+			MemoryContextAllocHuge(runs_context, sizeof(Known *) * heap->max);
+	}
+	heap->n++;
+	heap_settle(heap, heap->n - 1, known);
+}
+
+static void
+heap_remove(Heap *heap, Known *known)
+{
+	int			at = heap->by_arrival ? known->arrival_at : known->timer_at;
+	Known	   *last = heap->members[--heap->n];
+
+	if (heap->by_arrival)
+		known->arrival_at = -1;
+	else
+		known->timer_at = -1;
+	if (last != known)
+		heap_settle(heap, at, last);
 }
 
 void
@@ -104,13 +165,12 @@ saga_runs_init(void)
 	known_sagas = hash_create("known sagas", 1024, &ctl,
 							  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	MemoryContextSwitchTo(runs_context);
-	timers = pairingheap_allocate(compare_due, NULL);
-	arrivals = pairingheap_allocate(compare_arrival, NULL);
+	arrivals.by_arrival = true;
 	memset(&ctl, 0, sizeof(ctl));
 	ctl.keysize = NAMEDATALEN;
 	ctl.entrysize = sizeof(Gate);
 	gates = hash_create("saga gates", 64, &ctl, HASH_ELEM | HASH_STRINGS);
-	forget_taken_commands();
+	saga_inbox_init();
 	saga_turn_init();
 	saga_calls_init();
 }
@@ -126,6 +186,7 @@ saga_known(const pg_uuid_t *id, bool create)
 	{
 		memset((char *) known + UUID_LEN, 0, sizeof(Known) - UUID_LEN);
 		known->due = SAGA_NEVER;
+		known->timer_at = known->arrival_at = -1;
 	}
 	return known;
 }
@@ -133,28 +194,38 @@ saga_known(const pg_uuid_t *id, bool create)
 void
 saga_set_due(Known *known, SagaTime due)
 {
-	if (known->due == due && known->in_heap == (due != SAGA_NEVER))
+	if (known->due == due && (known->timer_at >= 0) == (due != SAGA_NEVER))
 		return;
-	if (known->in_heap)
-		pairingheap_remove(timers, &known->node);
 	known->due = due;
-	known->in_heap = due != SAGA_NEVER;
-	if (known->in_heap)
-		pairingheap_add(timers, &known->node);
+	if (due == SAGA_NEVER)
+	{
+		if (known->timer_at >= 0)
+			heap_remove(&timers, known);
+	}
+	else if (known->timer_at >= 0)
+		heap_settle(&timers, known->timer_at, known);
+	else
+		heap_add(&timers, known);
+}
+
+/* Is it among the arrivals, or at its gate? */
+static bool
+is_queued(const Known *known)
+{
+	return known->arrival_at >= 0 || known->at_gate;
 }
 
 static void
 dequeue(Known *known)
 {
 	/* a gate's queue holds ids, not pointers */
-	if (known->queued && !known->at_gate)
-		pairingheap_remove(arrivals, &known->arrival);
-	known->queued = false;
+	if (known->arrival_at >= 0)
+		heap_remove(&arrivals, known);
 	known->at_gate = false;
 }
 
-static void
-forget_known(Known *known)
+void
+saga_forget(Known *known)
 {
 	dequeue(known);
 	saga_set_due(known, SAGA_NEVER);
@@ -195,11 +266,10 @@ saga_arrive(const pg_uuid_t *id, int64 inbox_id, int32 priority)
 		return;
 	}
 	known = saga_known(id, true);
-	if (known->run == NULL && !known->queued)
+	if (known->run == NULL && !is_queued(known))
 	{
-		known->queued = true;
 		known->priority = priority;
-		pairingheap_add(arrivals, &known->arrival);
+		heap_add(&arrivals, known);
 	}
 }
 
@@ -209,7 +279,7 @@ saga_sleeps(const pg_uuid_t *id, TimestampTz due)
 {
 	Known	   *known = saga_known(id, true);
 
-	if (known->run || known->queued)
+	if (known->run || is_queued(known))
 		return;
 	known->has_wakeup = true;
 	saga_set_due(known, due == DT_NOEND ? SAGA_NEVER : due);
@@ -219,13 +289,19 @@ bool
 saga_arrivals_pending(void)
 {
 	return commands.head < commands.tail ||
-		(!pairingheap_is_empty(arrivals) && loaded < saga_max_running);
+		(arrivals.n > 0 && loaded < saga_max_running);
 }
 
 int
 saga_runs_loaded(void)
 {
 	return loaded;
+}
+
+int64
+saga_runs_known(void)
+{
+	return hash_get_num_entries(known_sagas);
 }
 
 static Gate *
@@ -263,7 +339,7 @@ leave_gate(Gate *gate)
 		SagaRingEntry entry = gate->waiting.entries[gate->waiting.head++ % gate->waiting.size];
 		Known	   *known = saga_known(&entry.saga_id, false);
 
-		if (known == NULL || !known->queued)
+		if (known == NULL || !known->at_gate)
 			continue;			/* cancelled meanwhile */
 		dequeue(known);
 		saga_arrive(&entry.saga_id, 0, known->priority);
@@ -283,31 +359,7 @@ saga_run_free(SagaRun *run, bool forget)
 		leave_gate(run->gate);
 	MemoryContextDelete(run->context);
 	if (forget)
-		forget_known(known);
-}
-
-const char *
-saga_step_name(const SagaRun *run, int node)
-{
-	if (node == SAGA_NODE_END)
-		return "$end";
-	if (node == SAGA_NODE_ON_STUCK)
-		return "$on_stuck";
-	if (node >= 0 && node < run->def->graph->nnodes)
-		return run->def->graph->nodes[node].name;
-	return NULL;
-}
-
-int
-saga_node_of_step(void *arg, const char *step)
-{
-	SagaDefinition *def = arg;
-
-	if (strcmp(step, "$end") == 0)
-		return SAGA_NODE_END;
-	if (strcmp(step, "$on_stuck") == 0)
-		return SAGA_NODE_ON_STUCK;
-	return saga_definition_node(def, step);
+		saga_forget(known);
 }
 
 /* -------------------------------------------------------- taking sagas in */
@@ -317,7 +369,7 @@ new_run(Known *known, const SagaInstanceRow *row, SagaDefinition *def,
 		MemoryContext context)
 {
 	SagaRun    *run;
-	SagaArena	arena;
+	SagaArena  *run_arena;
 	MemoryContext old = MemoryContextSwitchTo(context);
 
 	run = palloc0(sizeof(SagaRun));
@@ -334,13 +386,14 @@ new_run(Known *known, const SagaInstanceRow *row, SagaDefinition *def,
 		w->due = 0;
 		known->has_wakeup = false;
 	}
-	run->results = palloc0(sizeof(Jsonb *) * Max(def->graph->nnodes, 1));
 	run->started_by = GetUserNameFromId(row->started_by, true);
-	arena.alloc = arena_alloc;
-	arena.context = context;
+	run_arena = palloc(sizeof(SagaArena));	/* the state grows in it */
+	run_arena->alloc = arena_alloc;
+	run_arena->context = context;
 	run->state = saga_machine_create(def->graph,
 									 row->deadline == DT_NOEND ? SAGA_NEVER : row->deadline,
-									 &arena);
+									 run_arena);
+	saga_run_grow(run);
 	run->written_state = run->state->state;
 	run->written_direction = run->state->direction;
 	run->written_cause = run->state->cause;
@@ -364,7 +417,7 @@ replay(SagaRun *run, List *entries)
 	{
 		SagaLogEntry *entry = lfirst(cell);
 
-		if (!saga_machine_apply(run->state, &entry->record))
+		if (!saga_log_apply(run->state, entry))
 			ereport(ERROR,
 					(errcode(ERRCODE_DATA_CORRUPTED),
 					 errmsg("record %d of the log of saga %s cannot follow the ones before it",
@@ -444,11 +497,11 @@ feed_recovered(SagaRun *run)
 }
 
 /*
- * Bring one saga into memory; NULL if it is no more, or not yet: a command
- * (at_once) does not wait for a definition's limit or pause.
+ * Bring one saga into memory; NULL if it is no more, or not yet (*pending, may
+ * be NULL, says so).
  */
-static SagaRun *
-take_in(Known *known, bool at_once)
+SagaRun *
+saga_take_in(Known *known, SagaAdmission how, bool *pending)
 {
 	MemoryContext context = AllocSetContextCreate(runs_context, "saga",
 												  ALLOCSET_SMALL_SIZES);
@@ -462,7 +515,7 @@ take_in(Known *known, bool at_once)
 	{
 		MemoryContextSwitchTo(old);
 		MemoryContextDelete(context);
-		forget_known(known);
+		saga_forget(known);
 		return NULL;
 	}
 	MemoryContextSwitchTo(old);
@@ -473,7 +526,14 @@ take_in(Known *known, bool at_once)
 		MemoryContextDelete(context);
 		return NULL;
 	}
-	if (row.state == SAGA_PENDING && row.start_at > saga_now() && !at_once)
+	if (pending)
+		*pending = row.state == SAGA_PENDING;
+	if (row.state == SAGA_PENDING && how == SAGA_ADMIT_LETTER)
+	{
+		MemoryContextDelete(context);
+		return NULL;
+	}
+	if (row.state == SAGA_PENDING && row.start_at > saga_now() && how == SAGA_ADMIT_START)
 	{
 		saga_set_due(known, row.start_at);
 		MemoryContextDelete(context);
@@ -484,7 +544,9 @@ take_in(Known *known, bool at_once)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("definition " INT64_FORMAT " does not exist", row.definition_id)));
-	if (row.state == SAGA_PENDING && !at_once)
+	if (row.two_phase)
+		def = def->two_phase;
+	if (row.state == SAGA_PENDING && how == SAGA_ADMIT_START)
 	{
 		Gate	   *gate = gate_of(def);
 
@@ -495,7 +557,7 @@ take_in(Known *known, bool at_once)
 				saga_set_due(known, saga_now() + PAUSED_LOOK);
 			else
 			{
-				known->queued = known->at_gate = true;
+				known->at_gate = true;
 				enqueue(&gate->waiting, &known->id, 0);
 			}
 			return NULL;
@@ -504,10 +566,9 @@ take_in(Known *known, bool at_once)
 	run = new_run(known, &row, def, context);
 	if (row.state != SAGA_PENDING)
 	{
-		List	   *entries = saga_log_read(&known->id, saga_node_of_step, def);
-
-		replay(run, entries);
-		list_free_deep(entries);
+		/* read in the turn's memory: what is of use is copied */
+		replay(run, saga_log_read(&known->id));
+		run->holds = true;		/* what its executors said is not known */
 	}
 	if (SAGA_STATE_ENDED(run->state->state))
 	{
@@ -518,143 +579,18 @@ take_in(Known *known, bool at_once)
 	known->clean = false;
 	if (!feed_recovered(run) && run->state->seq == 0)
 	{
-		if (at_once)
+		if (how == SAGA_ADMIT_COMMAND)
 			return run;			/* the command comes first */
 		memset(&event, 0, sizeof(event));
 		event.kind = SAGA_EVENT_START;
 		event.node = SAGA_NO_NODE;
 		saga_run_feed(run, &event, NULL);
+		if (def->graph->nsignals > 0)
+			saga_inbox_reread(&known->id);
 	}
 	else if (!SAGA_STATE_ENDED(run->state->state))
 		saga_run_resume(run);
 	return run;
-}
-
-static SagaVerb
-verb_of(const char *name)
-{
-	for (int v = SAGA_VERB_CANCEL; v <= SAGA_VERB_SKIP_STEP; v++)
-		if (strcmp(saga_verb_name(v), name) == 0)
-			return v;
-	ereport(ERROR,
-			(errcode(ERRCODE_DATA_CORRUPTED),
-			 errmsg("unknown verb \"%s\" in saga.inbox", name)));
-}
-
-/*
- * Terminate by force a saga that cannot be taken in (its log is damaged, its
- * definition does not compile): its row and one record say so.
- */
-static void
-end_unreadable(Known *known, const SagaInboxRow *inbox)
-{
-	SagaLogEntry *entry = SAGA_APPEND(saga_turn.entries, saga_turn.nentries,
-									  saga_turn.maxentries);
-	SagaInstanceChange *change = SAGA_APPEND(saga_turn.changes, saga_turn.nchanges,
-											 saga_turn.maxchanges);
-	SagaStuckChange *stuck = SAGA_APPEND(saga_turn.stuck, saga_turn.nstuck,
-										 saga_turn.maxstuck);
-	TimestampTz now = saga_now();
-
-	memset(entry, 0, sizeof(*entry));
-	entry->saga_id = known->id;
-	entry->at = now;
-	entry->record.seq = saga_log_last_seq(&known->id) + 1;
-	entry->record.kind = SAGA_RECORD_ENDED;
-	entry->record.state = SAGA_TERMINATED;
-	entry->record.cause = SAGA_CAUSE_OPERATOR;
-	entry->record.node = SAGA_NO_NODE;
-	entry->payload.actor = MemoryContextStrdup(saga_turn_context, inbox->actor);
-	entry->payload.note = inbox->note ? MemoryContextStrdup(saga_turn_context, inbox->note) : NULL;
-	memset(change, 0, sizeof(*change));
-	change->id = known->id;
-	change->state = SAGA_TERMINATED;
-	change->cause = SAGA_CAUSE_OPERATOR;
-	change->ended_at = now;
-	memset(stuck, 0, sizeof(*stuck));
-	stuck->saga_id = known->id;
-	forget_known(known);
-}
-
-static void
-forget_taken_commands(void)
-{
-	HASHCTL		ctl;
-
-	if (taken_commands)
-		hash_destroy(taken_commands);
-	memset(&ctl, 0, sizeof(ctl));
-	ctl.keysize = ctl.entrysize = sizeof(int64);
-	taken_commands = hash_create("saga commands taken", 64, &ctl, HASH_ELEM | HASH_BLOBS);
-}
-
-/* The turn is written, and with it the rows of its commands are gone. */
-void
-saga_commands_written(void)
-{
-	if (hash_get_num_entries(taken_commands) > 0)
-		forget_taken_commands();
-}
-
-/* A command that raised an error stays in the inbox for the next safety poll. */
-static void
-consumed(int64 inbox_id)
-{
-	(void) hash_search(taken_commands, &inbox_id, HASH_ENTER, NULL);
-	*SAGA_APPEND(saga_turn.inbox, saga_turn.ninbox, saga_turn.maxinbox) = inbox_id;
-	if (saga_turn_since == 0)
-		saga_turn_since = saga_now();
-	saga_turn_flush = true;
-}
-
-static void
-consume_inbox(int64 id)
-{
-	SagaInboxRow row;
-	Known	   *known;
-	SagaRun    *run;
-	SagaEvent	event;
-	SagaPayload *payload;
-
-	/* a ring and a scan may both have told of it */
-	if (hash_search(taken_commands, &id, HASH_FIND, NULL) ||
-		!saga_log_read_inbox(id, &row))
-		return;
-	known = saga_known(&row.saga_id, true);
-	if (known->run == NULL && known->failures > 0 && row.force &&
-		verb_of(row.verb) == SAGA_VERB_TERMINATE)
-	{
-		end_unreadable(known, &row);
-		consumed(id);
-		return;
-	}
-	run = known->run ? known->run : take_in(known, true);
-	if (run == NULL)
-	{
-		consumed(id);
-		return;
-	}
-	memset(&event, 0, sizeof(event));
-	event.kind = SAGA_EVENT_VERB;
-	event.verb = verb_of(row.verb);
-	event.force = row.force;
-	event.node = row.step ? saga_node_of_step(run->def, row.step) : SAGA_NO_NODE;
-	payload = MemoryContextAllocZero(saga_turn_context, sizeof(SagaPayload));
-	payload->actor = MemoryContextStrdup(saga_turn_context, row.actor);
-	payload->note = row.note ? MemoryContextStrdup(saga_turn_context, row.note) : NULL;
-	if (event.verb == SAGA_VERB_SKIP_STEP && row.result)
-		payload->result = saga_keep_result(run, row.result);
-	saga_run_feed(run, &event, payload);
-	consumed(id);
-	if (run->state->seq == 0)
-	{
-		/* nothing came of it: the saga waits for its start as before */
-		int32		priority = known->priority;
-
-		saga_turn_drop(&known->id, run);
-		saga_run_free(run, false);
-		saga_arrive(&known->id, 0, priority);
-	}
 }
 
 static bool
@@ -677,17 +613,17 @@ saga_runs_admit(uint64 buckets, int max)
 			saga_current = entry.saga_id;
 			saga_current_set = true;
 			if (is_ours(buckets, &entry.saga_id))
-				consume_inbox(entry.inbox_id);
+				saga_inbox_take(entry.inbox_id);
 			continue;
 		}
-		known = pairingheap_container(Known, arrival, pairingheap_remove_first(arrivals));
+		known = arrivals.members[0];
+		dequeue(known);
 		saga_current = known->id;
 		saga_current_set = true;
-		known->queued = false;
 		if (!is_ours(buckets, &known->id))
-			forget_known(known);
+			saga_forget(known);
 		else if (known->run == NULL)
-			(void) take_in(known, false);
+			(void) saga_take_in(known, SAGA_ADMIT_START, NULL);
 	}
 	saga_current_set = false;
 }
@@ -695,9 +631,9 @@ saga_runs_admit(uint64 buckets, int max)
 void
 saga_runs_timers(SagaTime now)
 {
-	while (!pairingheap_is_empty(timers))
+	while (timers.n > 0)
 	{
-		Known	   *known = pairingheap_container(Known, node, pairingheap_first(timers));
+		Known	   *known = timers.members[0];
 		SagaEvent	event;
 
 		if (known->due > now)
@@ -720,9 +656,7 @@ saga_runs_timers(SagaTime now)
 SagaTime
 saga_runs_next_due(void)
 {
-	if (pairingheap_is_empty(timers))
-		return SAGA_NEVER;
-	return pairingheap_container(Known, node, pairingheap_first(timers))->due;
+	return timers.n > 0 ? timers.members[0]->due : SAGA_NEVER;
 }
 
 /* ------------------------------------------------------- what went wrong */
@@ -742,7 +676,7 @@ saga_run_set_aside(const pg_uuid_t *id, const ErrorData *error)
 	if (known->run)
 		saga_run_free(known->run, false);
 	known->outcomes_unread = true;
-	known->failures++;
+	known->failures = Min(known->failures + 1, PG_INT16_MAX);
 	saga_set_due(known, saga_now() + SET_ASIDE_FOR);
 
 	stuck = SAGA_APPEND(saga_turn.stuck, saga_turn.nstuck, saga_turn.maxstuck);

@@ -3,7 +3,8 @@
  *		Participants as SQL/MED has them: options of servers and user mappings
  *		checked when they are set, and turned into libpq parameters when used.
  *
- * Owns the list of options.  Called by CREATE/ALTER SERVER and USER MAPPING
+ * Owns the list of options of saga_postgres; that of saga_http is
+ * server_http.c's.  Called by CREATE/ALTER SERVER and USER MAPPING
  * (the validator), by definition.c and participant.c in sessions, and by the
  * coordinator before it submits a call.  Reads the system caches and nothing
  * else: needs a transaction, opens no socket.  The value of a user mapping's
@@ -35,38 +36,17 @@
 #include "utils/varlena.h"
 
 #include "server.h"
+#include "server_private.h"
 
 PG_FUNCTION_INFO_V1(saga_postgres_validator);
 
 #define DEFAULT_POOL_SIZE			16
 #define MAX_POOL_SIZE				1000
-#define DEFAULT_CONNECT_TIMEOUT		10000	/* ms */
 #define LOCK_TIMEOUT				10000	/* ms */
 #define IDLE_IN_TRANSACTION_TIMEOUT 10000	/* ms */
 
-typedef enum OptionType
-{
-	OPTION_TEXT,
-	OPTION_BOOL,				/* ours: as PostgreSQL writes booleans */
-	OPTION_FLAG,				/* libpq's: 0 or 1 */
-	OPTION_INT,
-	OPTION_PORT,
-	OPTION_INTERVAL,			/* '5s'; a bare number has the unit's default */
-	OPTION_SSLMODE,
-	OPTION_SESSION_ATTRS,
-} OptionType;
-
-typedef struct OptionSpec
-{
-	const char *name;
-	Oid			catalog;		/* where it may be set on saga_postgres */
-	OptionType	type;
-	bool		superuser;		/* reads a file of the server's, or the like */
-	bool		libpq;			/* handed over; else ours */
-} OptionSpec;
-
 /* Both the allow-list of saga_postgres and the pick from other wrappers. */
-static const OptionSpec option_specs[] = {
+static const SagaOptionSpec option_specs[] = {
 	{"host", ForeignServerRelationId, OPTION_TEXT, false, true},
 	{"hostaddr", ForeignServerRelationId, OPTION_TEXT, false, true},
 	{"port", ForeignServerRelationId, OPTION_PORT, false, true},
@@ -98,22 +78,11 @@ static const OptionSpec option_specs[] = {
 
 static uint64 server_generation = 1;
 
-static const OptionSpec *
-find_option(const char *name)
-{
-	for (const OptionSpec *spec = option_specs; spec->name; spec++)
-	{
-		if (strcmp(spec->name, name) == 0)
-			return spec;
-	}
-	return NULL;
-}
-
 /* ---- values ---- */
 
 /* Milliseconds; digits alone count 'bare' ms each.  False if it is no time. */
-static bool
-parse_ms(const char *value, int bare, int *result)
+bool
+saga_option_ms(const char *value, int bare, int *result)
 {
 	const char *p = value;
 
@@ -141,8 +110,8 @@ bare_unit(const char *name)
 	return strcmp(name, "connect_timeout") == 0 ? 1000 : 1;
 }
 
-static bool
-parse_small_int(const char *value, int min, int max, int *result)
+bool
+saga_option_int(const char *value, int min, int max, int *result)
 {
 	char	   *end;
 	long		n;
@@ -166,7 +135,7 @@ ports_valid(const char *value)
 	for (char *one = strtok_r(copy, ",", &save); one;
 		 one = strtok_r(NULL, ",", &save))
 	{
-		if (!parse_small_int(one, 1, 65535, &port))
+		if (!saga_option_int(one, 1, 65535, &port))
 			return false;
 	}
 	return *value != '\0';
@@ -185,7 +154,7 @@ one_of(const char *value, const char *const *words)
 
 /* NULL if the value is good, else what is needed. */
 static const char *
-value_fault(const OptionSpec *spec, const char *value)
+value_fault(const SagaOptionSpec *spec, const char *value)
 {
 	static const char *const sslmodes[] = {"disable", "allow", "prefer",
 	"require", "verify-ca", "verify-full", NULL};
@@ -210,19 +179,19 @@ value_fault(const OptionSpec *spec, const char *value)
 			return parse_bool(value, &b) ? NULL :
 				"A boolean (true or false) is needed.";
 		case OPTION_FLAG:
-			return parse_small_int(value, 0, 1, &n) ? NULL :
+			return saga_option_int(value, 0, 1, &n) ? NULL :
 				"0 or 1 is needed.";
 		case OPTION_INT:
 			if (pool)
-				return parse_small_int(value, 1, MAX_POOL_SIZE, &n) ? NULL :
+				return saga_option_int(value, 1, MAX_POOL_SIZE, &n) ? NULL :
 					"A number from 1 to 1000 is needed.";
-			return parse_small_int(value, 0, INT_MAX, &n) ? NULL :
+			return saga_option_int(value, 0, INT_MAX, &n) ? NULL :
 				"A number of 0 or more is needed.";
 		case OPTION_PORT:
 			return ports_valid(value) ? NULL :
 				"A port number from 1 to 65535 is needed, or a list of them.";
 		case OPTION_INTERVAL:
-			return parse_ms(value, bare_unit(spec->name), &n) && n > 0 ? NULL :
+			return saga_option_ms(value, bare_unit(spec->name), &n) && n > 0 ? NULL :
 				"A positive time such as 500ms, 5s or 1min is needed.";
 		case OPTION_SSLMODE:
 			return one_of(value, sslmodes) ? NULL :
@@ -230,19 +199,31 @@ value_fault(const OptionSpec *spec, const char *value)
 		case OPTION_SESSION_ATTRS:
 			return one_of(value, attrs) ? NULL :
 				"One of any, read-write, read-only, primary, standby, prefer-standby is needed.";
+		default:
+			return NULL;
 	}
-	return NULL;
 }
 
 /* ---- the validator ---- */
 
-static void
-report_unknown_option(const char *name, Oid catalog)
+const SagaOptionSpec *
+saga_find_option(const SagaOptionSpec *specs, const char *name)
+{
+	for (const SagaOptionSpec *spec = specs; spec->name; spec++)
+	{
+		if (strcmp(spec->name, name) == 0)
+			return spec;
+	}
+	return NULL;
+}
+
+void
+saga_unknown_option(const SagaOptionSpec *specs, const char *name, Oid catalog)
 {
 	StringInfoData valid;
 
 	initStringInfo(&valid);
-	for (const OptionSpec *spec = option_specs; spec->name; spec++)
+	for (const SagaOptionSpec *spec = specs; spec->name; spec++)
 	{
 		if (spec->catalog == catalog)
 			appendStringInfo(&valid, "%s%s", valid.len > 0 ? ", " : "",
@@ -256,34 +237,38 @@ report_unknown_option(const char *name, Oid catalog)
 			 errhint("There are no valid options in this context.")));
 }
 
-static void
-check_option(DefElem *def, Oid catalog)
+void
+saga_require_option(const SagaOptionSpec *spec, Oid catalog, const char *value,
+					const char *needed)
 {
-	const OptionSpec *spec = find_option(def->defname);
-	char	   *value;
-	const char *needed;
-	bool		flag;
-
-	if (spec == NULL || spec->catalog != catalog)
-		report_unknown_option(def->defname, catalog);
-
 	if (spec->superuser && !superuser())
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("permission denied to set option \"%s\"", spec->name),
 				 errdetail("It makes the server read files with the rights of its operating system user."),
 				 errhint("Ask a superuser to set it.")));
-
-	value = defGetString(def);
-	needed = value_fault(spec, value);
-	/* a password is the one value that could be a secret in a message */
+	/* what may be a secret must not be in a message */
 	if (needed)
 		ereport(ERROR,
 				(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
 				 errmsg("invalid value for option \"%s\"", spec->name),
-				 catalog == UserMappingRelationId ? 0 :
+				 catalog == UserMappingRelationId ||
+				 (spec->type == OPTION_URL && strchr(value, '@')) ? 0 :
 				 errdetail("The value is \"%s\".", value),
 				 errhint("%s", needed)));
+}
+
+static void
+check_option(DefElem *def, Oid catalog)
+{
+	const SagaOptionSpec *spec = saga_find_option(option_specs, def->defname);
+	char	   *value;
+	bool		flag;
+
+	if (spec == NULL || spec->catalog != catalog)
+		saga_unknown_option(option_specs, def->defname, catalog);
+	value = defGetString(def);
+	saga_require_option(spec, catalog, value, value_fault(spec, value));
 
 	if (strcmp(spec->name, "password_required") == 0 &&
 		parse_bool(value, &flag) && !flag && !superuser())
@@ -320,9 +305,9 @@ typedef struct Lookup
 	int			maxpairs;
 } Lookup;
 
-static void
-add_pair(SagaServer *server, int maxpairs, const char *keyword,
-		 const char *value)
+void
+saga_server_add(SagaServer *server, int maxpairs, const char *keyword,
+				const char *value)
 {
 	if (server->npairs >= maxpairs)
 		elog(ERROR, "too many connection parameters");
@@ -336,7 +321,7 @@ static void
 take_option(Lookup *lookup, const char *name, const char *value)
 {
 	SagaServer *server = lookup->server;
-	const OptionSpec *spec = find_option(name);
+	const SagaOptionSpec *spec = saga_find_option(option_specs, name);
 	bool		flag;
 
 	if (strcmp(name, "options") == 0)
@@ -351,11 +336,11 @@ take_option(Lookup *lookup, const char *name, const char *value)
 	else if (strcmp(name, "password_required") == 0)
 		lookup->not_required = parse_bool(value, &flag) && !flag;
 	else if (strcmp(name, "pool_size") == 0)
-		(void) parse_small_int(value, 1, MAX_POOL_SIZE, &server->pool_size);
+		(void) saga_option_int(value, 1, MAX_POOL_SIZE, &server->pool_size);
 	else if (strcmp(name, "statement_timeout") == 0)
-		(void) parse_ms(value, 1, &server->statement_timeout_ms);
+		(void) saga_option_ms(value, 1, &server->statement_timeout_ms);
 	else if (strcmp(name, "connect_timeout") == 0)
-		(void) parse_ms(value, 1000, &server->connect_timeout_ms);
+		(void) saga_option_ms(value, 1000, &server->connect_timeout_ms);
 	else if (strcmp(name, "search_path") == 0)
 		server->search_path = pstrdup(value);
 	else if (strcmp(name, "prepared") == 0)
@@ -364,25 +349,25 @@ take_option(Lookup *lookup, const char *name, const char *value)
 			server->prepared = flag;
 	}
 	else if (spec->libpq)
-		add_pair(server, lookup->maxpairs, spec->name, value);
+		saga_server_add(server, lookup->maxpairs, spec->name, value);
 }
 
-static bool
-has_keyword(const SagaServer *server, const char *keyword)
+const char *
+saga_server_value(const SagaServer *server, const char *keyword)
 {
 	for (int i = 0; i < server->npairs; i++)
 	{
 		if (strcmp(server->keywords[i], keyword) == 0)
-			return true;
+			return server->values[i];
 	}
-	return false;
+	return NULL;
 }
 
 static void
 add_default(Lookup *lookup, const char *keyword, const char *value)
 {
-	if (!has_keyword(lookup->server, keyword))
-		add_pair(lookup->server, lookup->maxpairs, keyword, value);
+	if (saga_server_value(lookup->server, keyword) == NULL)
+		saga_server_add(lookup->server, lookup->maxpairs, keyword, value);
 }
 
 /* Backslashes keep spaces within one word of the startup packet's options. */
@@ -454,9 +439,7 @@ add_own_parameters(Lookup *lookup)
 	if (server->prepared)
 		add_default(lookup, "options", session_options(lookup));
 	if (lookup->password)
-		add_pair(server, lookup->maxpairs, "password", lookup->password);
-	server->keywords[server->npairs] = NULL;
-	server->values[server->npairs] = NULL;
+		saga_server_add(server, lookup->maxpairs, "password", lookup->password);
 }
 
 static uint64
@@ -474,10 +457,12 @@ server_fingerprint(const SagaServer *server)
 		appendBinaryStringInfo(&buf, server->values[i],
 							   strlen(server->values[i]) + 1);
 	}
-	appendStringInfo(&buf, "%u %u %d %d %d %d %d %s", server->serverid,
-					 server->userid, server->password_required,
-					 server->pool_size, server->statement_timeout_ms,
-					 server->connect_timeout_ms, server->prepared,
+	appendStringInfo(&buf, "%u %u %d %d %d %d %d %d %d %g %d %s",
+					 server->serverid, server->userid,
+					 server->password_required, server->pool_size,
+					 server->statement_timeout_ms, server->connect_timeout_ms,
+					 server->prepared, server->request_timeout_ms,
+					 server->max_response, server->rate, server->allow_private,
 					 server->search_path ? server->search_path : "");
 	hash = hash_bytes_extended((unsigned char *) buf.data, buf.len, 0);
 	memset(buf.data, 0, buf.len);
@@ -525,26 +510,41 @@ mapping_options(Oid serverid, Oid owner, List **options)
 }
 
 static bool
-is_postgres_wrapper(const char *name)
+wrapper_kind(const char *name, SagaServerKind *kind)
 {
-	return strcmp(name, "saga_postgres") == 0 ||
-		strcmp(name, "postgres_fdw") == 0 ||
-		strcmp(name, "dblink_fdw") == 0;
+	if (strcmp(name, "saga_http") == 0)
+		*kind = SAGA_SERVER_HTTP;
+	else if (strcmp(name, "saga_postgres") == 0 ||
+			 strcmp(name, "postgres_fdw") == 0 ||
+			 strcmp(name, "dblink_fdw") == 0)
+		*kind = SAGA_SERVER_POSTGRES;
+	else
+		return false;
+	return true;
+}
+
+bool
+saga_server_kind(const char *name, SagaServerKind *kind)
+{
+	ForeignServer *fs = GetForeignServerByName(name, true);
+
+	return fs != NULL &&
+		wrapper_kind(GetForeignDataWrapper(fs->fdwid)->fdwname, kind);
 }
 
 static SagaServer *
-new_server(const ForeignServer *fs, Oid owner, int maxpairs)
+new_server(const ForeignServer *fs, Oid owner, SagaServerKind kind, int maxpairs)
 {
 	SagaServer *server = palloc0(sizeof(SagaServer));
 
 	server->serverid = fs->serverid;
 	server->userid = owner;
 	server->name = pstrdup(fs->servername);
-	server->kind = SAGA_SERVER_POSTGRES;
+	server->kind = kind;
 	server->keywords = palloc0(sizeof(char *) * (maxpairs + 1));
 	server->values = palloc0(sizeof(char *) * (maxpairs + 1));
 	server->pool_size = DEFAULT_POOL_SIZE;
-	server->connect_timeout_ms = DEFAULT_CONNECT_TIMEOUT;
+	server->connect_timeout_ms = SAGA_CONNECT_TIMEOUT;
 	server->prepared = true;
 	return server;
 }
@@ -559,60 +559,89 @@ may_use_server(Oid owner, Oid serverid)
 											PointerGetDatum(cstring_to_text("USAGE"))));
 }
 
+/* False with the fault told, in the way the caller wants it. */
+static bool
+take_postgres_options(Lookup *lookup, List *options, List *mapping)
+{
+	SagaServer *server = lookup->server;
+	ListCell   *lc;
+
+	foreach(lc, options)
+	{
+		DefElem    *def = (DefElem *) lfirst(lc);
+
+		take_option(lookup, def->defname, defGetString(def));
+	}
+	foreach(lc, mapping)
+	{
+		DefElem    *def = (DefElem *) lfirst(lc);
+
+		take_option(lookup, def->defname, defGetString(def));
+	}
+	server->password_required =
+		!superuser_arg(server->userid) && !lookup->not_required;
+	if (server->password_required &&
+		(lookup->password == NULL || lookup->password[0] == '\0'))
+	{
+		(void) lookup_fault(lookup, ERRCODE_S_R_E_PROHIBITED_SQL_STATEMENT_ATTEMPTED,
+							psprintf("password is required for role \"%s\" on server \"%s\"",
+									 GetUserNameFromId(server->userid, true),
+									 server->name),
+							"Roles that are not superusers must give a password in the user mapping.");
+		return false;
+	}
+	add_own_parameters(lookup);
+	return true;
+}
+
 SagaServer *
 saga_server_lookup(const char *name, Oid owner, char **problem, int *sqlstate)
 {
 	Lookup		lookup = {0};
 	ForeignServer *fs = GetForeignServerByName(name, true);
 	List	   *mapping = NIL;
-	ListCell   *lc;
+	SagaServerKind kind;
+	bool		mapped;
 
 	lookup.problem = problem;
 	lookup.sqlstate = sqlstate;
 	if (fs == NULL)
 		return lookup_fault(&lookup, ERRCODE_UNDEFINED_OBJECT,
 							psprintf("server \"%s\" does not exist", name),
-							"Create it with CREATE SERVER ... FOREIGN DATA WRAPPER saga_postgres.");
-	if (!is_postgres_wrapper(GetForeignDataWrapper(fs->fdwid)->fdwname))
+							"Create it with CREATE SERVER ... FOREIGN DATA WRAPPER saga_postgres or saga_http.");
+	if (!wrapper_kind(GetForeignDataWrapper(fs->fdwid)->fdwname, &kind))
 		return lookup_fault(&lookup, ERRCODE_WRONG_OBJECT_TYPE,
 							psprintf("server \"%s\" is not of a wrapper that sagas can call",
 									 name),
-							"Use a server of saga_postgres, postgres_fdw or dblink_fdw.");
+							"Use a server of saga_postgres, saga_http, postgres_fdw or dblink_fdw.");
 	if (!may_use_server(owner, fs->serverid))
 		return lookup_fault(&lookup, ERRCODE_INSUFFICIENT_PRIVILEGE,
 							psprintf("permission denied for foreign server %s: role \"%s\" has no USAGE on it",
 									 name, GetUserNameFromId(owner, true)),
 							"Ask its owner for GRANT USAGE ON FOREIGN SERVER.");
-	if (!mapping_options(fs->serverid, owner, &mapping))
+
+	/* an HTTP service may want no credentials, and we have none of our own */
+	mapped = mapping_options(fs->serverid, owner, &mapping);
+	if (!mapped && kind != SAGA_SERVER_HTTP)
 		return lookup_fault(&lookup, ERRCODE_UNDEFINED_OBJECT,
 							psprintf("user mapping not found for role \"%s\" and server \"%s\"",
 									 GetUserNameFromId(owner, true), name),
 							"Create it with CREATE USER MAPPING.");
 
 	lookup.maxpairs = list_length(fs->options) + list_length(mapping) + 16;
-	lookup.server = new_server(fs, owner, lookup.maxpairs);
-	foreach(lc, fs->options)
+	lookup.server = new_server(fs, owner, kind, lookup.maxpairs);
+	if (kind == SAGA_SERVER_HTTP)
 	{
-		DefElem    *def = (DefElem *) lfirst(lc);
-
-		take_option(&lookup, def->defname, defGetString(def));
+		if (!saga_server_take_http(lookup.server, lookup.maxpairs, fs->options,
+								   mapping))
+			return lookup_fault(&lookup, ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE,
+								psprintf("server \"%s\" has no option \"url\"", name),
+								"Set it with ALTER SERVER ... OPTIONS (ADD url '...').");
 	}
-	foreach(lc, mapping)
-	{
-		DefElem    *def = (DefElem *) lfirst(lc);
-
-		take_option(&lookup, def->defname, defGetString(def));
-	}
-
-	lookup.server->password_required =
-		!superuser_arg(owner) && !lookup.not_required;
-	if (lookup.server->password_required &&
-		(lookup.password == NULL || lookup.password[0] == '\0'))
-		return lookup_fault(&lookup, ERRCODE_S_R_E_PROHIBITED_SQL_STATEMENT_ATTEMPTED,
-							psprintf("password is required for role \"%s\" on server \"%s\"",
-									 GetUserNameFromId(owner, true), name),
-							"Roles that are not superusers must give a password in the user mapping.");
-	add_own_parameters(&lookup);
+	else if (!take_postgres_options(&lookup, fs->options, mapping))
+		return NULL;
+	lookup.server->keywords[lookup.server->npairs] = NULL;
+	lookup.server->values[lookup.server->npairs] = NULL;
 	lookup.server->fingerprint = server_fingerprint(lookup.server);
 	return lookup.server;
 }

@@ -37,12 +37,14 @@ static Announcement *announced = NULL;
 static int	nannounced = 0;
 static int	maxannounced = 0;
 static bool installed = false;	/* CREATE EXTENSION in this transaction */
+static bool scheduled = false;	/* schedules changed in this transaction */
 static bool callbacks_registered = false;
 
 static int
 max_waiters(void)
 {
-	return MaxConnections + max_worker_processes;
+	/* a session may wait for several sagas */
+	return 4 * (MaxConnections + max_worker_processes);
 }
 
 static Size
@@ -122,6 +124,7 @@ initialise_segment(SagaShared *shared)
 	{
 		SagaFeedShared *feed = &shared->feeds[i];
 
+		pg_atomic_init_u32(&shared->databases[i].schedules, 0);
 		pg_atomic_init_u32(&feed->asleep, 0);
 		pg_atomic_init_u32(&feed->changed, 0);
 		pg_atomic_init_u64(&feed->wanted_position, 0);
@@ -396,6 +399,8 @@ at_xact_end(XactEvent event, void *arg)
 				announce();
 			if (installed)
 				announce_install();
+			if (scheduled)
+				saga_schedules_wake();
 			/* FALLTHROUGH */
 		case XACT_EVENT_ABORT:
 		case XACT_EVENT_PREPARE:	/* found by the safety poll when it ends */
@@ -403,6 +408,7 @@ at_xact_end(XactEvent event, void *arg)
 		case XACT_EVENT_PARALLEL_ABORT:
 			nannounced = 0;
 			installed = false;
+			scheduled = false;
 			if (announced)
 				pfree(announced);
 			announced = NULL;
@@ -454,6 +460,15 @@ saga_installed_at_commit(void)
 }
 
 void
+saga_schedules_wake_at_commit(void)
+{
+	if (SagaShmem == NULL)
+		return;
+	register_callbacks();
+	scheduled = true;
+}
+
+void
 saga_wake_at_commit(const pg_uuid_t *saga_id, int64 inbox_id, int32 priority)
 {
 	register_callbacks();
@@ -475,6 +490,47 @@ saga_wake_at_commit(const pg_uuid_t *saga_id, int64 inbox_id, int32 priority)
 	announced[nannounced].entry.priority = priority;
 	announced[nannounced].subxact = GetCurrentSubTransactionId();
 	nannounced++;
+}
+
+/* ------------------------------------------------------------ schedules */
+
+static SagaDatabase *
+my_database(void)
+{
+	for (int i = 0; i < SAGA_MAX_DATABASES; i++)
+		if (SagaShmem->databases[i].dboid == MyDatabaseId)
+			return &SagaShmem->databases[i];
+	return NULL;
+}
+
+void
+saga_schedules_wake(void)
+{
+	SagaDatabase *database;
+
+	LWLockAcquire(&SagaShmem->lock, LW_SHARED);
+	database = my_database();
+	if (database)
+		pg_atomic_write_u32(&database->schedules, 1);
+	for (int i = 0; i < SAGA_MAX_WORKERS; i++)
+	{
+		SagaWorkerSlot *slot = &SagaShmem->workers[i];
+
+		if (slot->kind == SAGA_WORKER_COORDINATOR && slot->number == 0 &&
+			slot->dboid == MyDatabaseId && slot->latch)
+			SetLatch(slot->latch);
+	}
+	LWLockRelease(&SagaShmem->lock);
+}
+
+bool
+saga_schedules_changed(void)
+{
+	SagaDatabase *database = my_database();	/* unlocked: it is there while we
+											 * are */
+
+	return database && pg_atomic_read_u32(&database->schedules) != 0 &&
+		pg_atomic_exchange_u32(&database->schedules, 0) != 0;
 }
 
 /* -------------------------------------------------------------- waiters */
@@ -540,6 +596,8 @@ saga_participant_stat(Oid serverid)
 	static SagaParticipantStat overflow;
 	SagaParticipantStat *found = NULL;
 
+	if (SagaShmem == NULL)
+		return &overflow;
 	LWLockAcquire(&SagaShmem->lock, LW_EXCLUSIVE);
 	for (int i = 0; i < SAGA_MAX_PARTICIPANTS && found == NULL; i++)
 	{

@@ -48,6 +48,7 @@ typedef struct SagaWorkerSlot
 	uint64		generation;		/* of this occupation; never reused */
 	bool		ready;			/* coordinator: recovered; executor: queues
 								 * are published */
+	TimestampTz ready_at;		/* coordinator: since when */
 	TimestampTz started_at;
 	dsm_handle	queues;			/* executor: its two message queues */
 	uint64		serves;			/* executor: generation of the coordinator it
@@ -93,6 +94,7 @@ typedef struct SagaDatabase
 	bool		fresh;			/* the extension came or went: start without
 								 * delay */
 	bool		no_slot;		/* a worker could not be registered */
+	pg_atomic_uint32 schedules; /* 1: they have changed, or a run has ended */
 } SagaDatabase;
 
 /*
@@ -189,6 +191,15 @@ extern int	saga_bucket(const pg_uuid_t *saga_id);
 /* In CREATE EXTENSION: at commit, have the launcher look at this database. */
 extern void saga_installed_at_commit(void);
 
+/* ---- schedules ---- */
+
+/* Have coordinator 0 look at the schedules, now or when this commits. */
+extern void saga_schedules_wake(void);
+extern void saga_schedules_wake_at_commit(void);
+
+/* In coordinator 0: has somebody?  Takes the wake-up. */
+extern bool saga_schedules_changed(void);
+
 /* ---- waiting for an end ---- */
 extern SagaWaiter *saga_waiter_register(const pg_uuid_t *saga_id);
 extern void saga_waiter_forget(SagaWaiter *waiter);
@@ -196,7 +207,7 @@ extern void saga_waiters_wake(const pg_uuid_t *ids, int n);
 
 /* ---- participants ---- */
 
-/* This database's counters for a server; never NULL (a shared dummy if full). */
+/* This database's counters for a server; never NULL (a dummy if there is none). */
 extern SagaParticipantStat *saga_participant_stat(Oid serverid);
 
 #endif							/* SAGA_SHMEM_H */

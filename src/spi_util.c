@@ -143,8 +143,8 @@ saga_spi_own(const char *sql, int nargs, Oid *types, Datum *values,
 	return processed;
 }
 
-ErrorData *
-saga_try(void (*fn) (void *arg), void *arg)
+static ErrorData *
+run_subtransaction(void (*fn) (void *arg), void *arg, bool keep)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
@@ -155,17 +155,35 @@ saga_try(void (*fn) (void *arg), void *arg)
 	PG_TRY();
 	{
 		fn(arg);
+		MemoryContextSwitchTo(context);
+		if (keep)
+			ReleaseCurrentSubTransaction();
+		else
+			RollbackAndReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
 	{
 		MemoryContextSwitchTo(context);
 		error = CopyErrorData();
 		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
 	}
 	PG_END_TRY();
-	RollbackAndReleaseCurrentSubTransaction();
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = owner;
+	return error;
+}
+
+ErrorData *
+saga_in_subtransaction(void (*fn) (void *arg), void *arg)
+{
+	return run_subtransaction(fn, arg, true);
+}
+
+ErrorData *
+saga_try(void (*fn) (void *arg), void *arg)
+{
+	ErrorData  *error = run_subtransaction(fn, arg, false);
 
 	if (error != NULL &&
 		(error->sqlerrcode == ERRCODE_QUERY_CANCELED ||

@@ -47,6 +47,12 @@ extern uint64 saga_spi_own(const char *sql, int nargs, Oid *types,
 						   Datum *first, bool *isnull);
 
 /*
+ * Call fn(arg) in a subtransaction.  Returns the error it raised, in the
+ * caller's memory context, or NULL: then what it did stays.
+ */
+extern ErrorData *saga_in_subtransaction(void (*fn) (void *arg), void *arg);
+
+/*
  * Call fn(arg) in a subtransaction that is rolled back afterwards.  Returns
  * the error it raised, in the caller's memory context, or NULL.  Errors that
  * are nobody's fault (cancel, out of memory) are raised again.

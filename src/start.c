@@ -29,31 +29,13 @@
 #include "rights.h"
 #include "rows.h"
 #include "saga.h"
+#include "signals.h"
 #include "spi_util.h"
+#include "start.h"
 
 PG_FUNCTION_INFO_V1(saga_start);
 PG_FUNCTION_INFO_V1(saga_start_many);
 PG_FUNCTION_INFO_V1(saga_installed);
-
-typedef enum OnConflict
-{
-	CONFLICT_RETURN,
-	CONFLICT_ERROR,
-	CONFLICT_RESTART,
-} OnConflict;
-
-/* What is the same for all sagas of one call. */
-typedef struct StartOptions
-{
-	SagaDefinition *def;
-	OnConflict	on_conflict;
-	bool		has_start_at;
-	TimestampTz start_at;
-	int			priority;
-	Interval   *deadline;		/* after the start, or NULL */
-	text	   *correlation;
-	Jsonb	   *labels;
-} StartOptions;
 
 /* ---------------------------------------------------------------- ids */
 
@@ -79,8 +61,8 @@ random_bytes(uint8 *out, int n)
  * UUIDv7 (RFC 9562, 5.7, method 3 of 6.2): milliseconds of Unix time, twelve
  * bits of their fraction, the rest random.  Ascending within a session.
  */
-static void
-new_id(pg_uuid_t *id)
+void
+saga_new_id(pg_uuid_t *id)
 {
 	static uint64 last = 0;
 	int64		us = GetCurrentTimestamp() +
@@ -120,23 +102,46 @@ warn_if_no_worker(void)
 		}
 }
 
-static OnConflict
+static SagaOnConflict
 parse_on_conflict(const char *s)
 {
 	if (strcmp(s, "return") == 0)
-		return CONFLICT_RETURN;
+		return SAGA_CONFLICT_RETURN;
 	if (strcmp(s, "error") == 0)
-		return CONFLICT_ERROR;
+		return SAGA_CONFLICT_ERROR;
 	if (strcmp(s, "restart_if_ended") == 0)
-		return CONFLICT_RESTART;
+		return SAGA_CONFLICT_RESTART;
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 			 errmsg("invalid value for on_conflict: \"%s\"", s),
 			 errhint("Use 'return', 'error' or 'restart_if_ended'.")));
 }
 
-static SagaDefinition *
-definition_to_start(const char *name, int version)
+/* The protocol asked for, if the definition allows it. */
+static SagaProtocol
+parse_protocol(const SagaDefinition *def, const char *s)
+{
+	SagaProtocol protocol;
+
+	if (strcmp(s, "saga") == 0)
+		protocol = SAGA_PROTOCOL_SAGA;
+	else if (strcmp(s, "two_phase") == 0)
+		protocol = SAGA_PROTOCOL_TWO_PHASE;
+	else
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid value for protocol: \"%s\"", s),
+				 errhint("Use 'saga' or 'two_phase'.")));
+	if ((def->protocols & (1 << protocol)) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("saga \"%s\" cannot be run by protocol '%s'", def->name, s),
+				 errhint("Define it with protocols => '{saga,two_phase}'.")));
+	return protocol;
+}
+
+SagaDefinition *
+saga_definition_to_start(const char *name, int version)
 {
 	SagaDefinition *def;
 
@@ -159,13 +164,28 @@ definition_to_start(const char *name, int version)
 	return def;
 }
 
-static void
-insert_instance(SagaTable *table, const StartOptions *o, const pg_uuid_t *id,
-				Jsonb *input, text *key)
+static TimestampTz
+deadline_of(const SagaStartOptions *o, TimestampTz now)
+{
+	TimestampTz from = Max(o->start_at, now);
+
+	if (o->deadline_at != 0)
+		return o->deadline_at;
+	if (o->deadline)
+		return DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
+													   TimestampTzGetDatum(from),
+													   IntervalPGetDatum(o->deadline)));
+	return o->def->deadline == SAGA_NEVER ? DT_NOEND : from + o->def->deadline;
+}
+
+void
+saga_start_insert(SagaTable *table, const SagaStartOptions *o,
+				  const pg_uuid_t *id, Jsonb *input, text *key)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	Datum		v[21];
-	bool		n[21];
+	TimestampTz deadline = deadline_of(o, now);
+	Datum		v[26];
+	bool		n[26];
 
 	memset(n, true, sizeof(n));
 #define SET(i, datum) (v[i] = (datum), n[i] = false)
@@ -182,20 +202,22 @@ insert_instance(SagaTable *table, const StartOptions *o, const pg_uuid_t *id,
 	if (o->labels)
 		SET(13, JsonbPGetDatum(o->labels));
 	SET(14, Int32GetDatum(o->priority));
-	SET(15, ObjectIdGetDatum(GetUserId()));
+	SET(15, ObjectIdGetDatum(o->started_by));
 	SET(16, TimestampTzGetDatum(now));
-	if (o->has_start_at)
+	if (o->start_at != 0)
 		SET(17, TimestampTzGetDatum(o->start_at));
-	if (o->deadline || o->def->deadline != SAGA_NEVER)
-	{
-		TimestampTz from = o->has_start_at ? Max(o->start_at, now) : now;
-
-		SET(18, o->deadline ?
-			DirectFunctionCall2(timestamptz_pl_interval, TimestampTzGetDatum(from),
-								IntervalPGetDatum(o->deadline)) :
-			TimestampTzGetDatum(from + o->def->deadline));
-	}
+	if (deadline != DT_NOEND)
+		SET(18, TimestampTzGetDatum(deadline));
 	SET(20, Int32GetDatum(saga_origin()));
+	if (o->parent_id)
+		SET(21, UUIDPGetDatum(o->parent_id));
+	if (o->parent_step)
+		SET(22, CStringGetTextDatum(o->parent_step));
+	SET(23, Int32GetDatum(o->depth));
+	if (o->copy_of)
+		SET(24, UUIDPGetDatum(o->copy_of));
+	SET(25, CStringGetTextDatum(o->protocol == SAGA_PROTOCOL_TWO_PHASE ?
+								"two_phase" : "saga"));
 #undef SET
 	saga_table_insert(table, v, n);
 	saga_wake_at_commit(id, 0, o->priority);
@@ -242,7 +264,7 @@ look_at_holder(const char *name, text *key, Jsonb *input, Holder *holder)
  * it is in *id.
  */
 static bool
-claim_key(SagaTable *table, const StartOptions *o, text *key, Jsonb *input,
+claim_key(SagaTable *table, const SagaStartOptions *o, text *key, Jsonb *input,
 		  pg_uuid_t *id)
 {
 	Oid			types[3] = {TEXTOID, TEXTOID, UUIDOID};
@@ -266,18 +288,18 @@ claim_key(SagaTable *table, const StartOptions *o, text *key, Jsonb *input,
 		/* the holder may be of this very call */
 		saga_table_flush(table);
 		look_at_holder(o->def->name, key, input, &holder);
-		if (!holder.exists || (o->on_conflict == CONFLICT_RESTART && holder.ended))
+		if (!holder.exists || (o->on_conflict == SAGA_CONFLICT_RESTART && holder.ended))
 		{
 			SPI_execute_with_args("UPDATE saga.instance_key SET saga_id = $3 WHERE name = $1 AND key = $2",
 								  3, types, values, NULL, false, 0);
 			claimed = true;
 		}
-		else if (o->on_conflict == CONFLICT_ERROR)
+		else if (o->on_conflict == SAGA_CONFLICT_ERROR)
 			ereport(ERROR,
 					(errcode(ERRCODE_UNIQUE_VIOLATION),
 					 errmsg("saga \"%s\" was already started with key \"%s\"",
 							o->def->name, text_to_cstring(key))));
-		else if (!holder.same_input && o->on_conflict == CONFLICT_RETURN)
+		else if (!holder.same_input && o->on_conflict == SAGA_CONFLICT_RETURN)
 			ereport(ERROR,
 					(errcode(ERRCODE_SAGA_KEY_REUSE),
 					 errmsg("saga \"%s\" was already started with key \"%s\" and another input",
@@ -293,33 +315,77 @@ claim_key(SagaTable *table, const StartOptions *o, text *key, Jsonb *input,
 	return claimed;
 }
 
-/* One saga; true if it is new. */
-static bool
-start_one(SagaTable *table, const StartOptions *o, Jsonb *input, text *key,
-		  pg_uuid_t *id)
+bool
+saga_start_one(SagaTable *table, const SagaStartOptions *o, Jsonb *input,
+			   text *key, pg_uuid_t *id)
 {
 	Jsonb	   *checked = saga_definition_check_input(o->def, input);
+	bool		waits = o->def->graph->nsignals > 0;
 
-	new_id(id);
+	saga_new_id(id);
 	if (key)
 	{
 		if (VARSIZE_ANY_EXHDR(key) == 0 || VARSIZE_ANY_EXHDR(key) > 1000)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("a saga's key must have 1 to 1000 bytes")));
+		if (waits)
+			saga_kept_signals_lock(o->def->name, key);
 		if (!claim_key(table, o, key, checked, id))
 			return false;
+		if (waits)
+			saga_kept_signals_deliver(o->def->name, key, id);
 	}
-	insert_instance(table, o, id, checked, key);
+	saga_start_insert(table, o, id, checked, key);
 	return true;
 }
 
+static void
+check_start_at(TimestampTz at)
+{
+	/* infinity is: not before somebody acts */
+	if (TIMESTAMP_IS_NOBEGIN(at))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("start_at must not be -infinity")));
+}
+
+static Interval *
+check_deadline(Interval *deadline)
+{
+	Interval	zero = {0};
+
+	if (DatumGetInt32(DirectFunctionCall2(interval_cmp, IntervalPGetDatum(deadline),
+										  IntervalPGetDatum(&zero))) <= 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("the deadline must be longer than nothing"),
+				 errhint("It is counted from the start.")));
+	return deadline;
+}
+
+static Jsonb *
+check_labels(Jsonb *labels)
+{
+	if (!JB_ROOT_IS_OBJECT(labels))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("labels must be a JSON object")));
+	if (VARSIZE(labels) > (Size) saga_max_payload)
+		ereport(ERROR,
+				(errcode(ERRCODE_SAGA_LIMIT),
+				 errmsg("the labels are too large"),
+				 errdetail("They have %zu bytes; saga.max_payload is %d.",
+						   (Size) VARSIZE(labels), saga_max_payload)));
+	return labels;
+}
+
 /* start(definition, input, key, start_at, on_conflict, version, priority,
- * deadline, correlation, labels) */
+ * deadline, correlation, labels, protocol) */
 Datum
 saga_start(PG_FUNCTION_ARGS)
 {
-	StartOptions o = {0};
+	SagaStartOptions o = {0};
 	SagaTable  *table;
 	pg_uuid_t  *id = palloc(sizeof(pg_uuid_t));
 	Jsonb	   *input = PG_ARGISNULL(1) ? NULL : PG_GETARG_JSONB_P(1);
@@ -329,19 +395,25 @@ saga_start(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("the definition to start must not be null")));
-	o.def = definition_to_start(text_to_cstring(PG_GETARG_TEXT_PP(0)),
+	o.def = saga_definition_to_start(text_to_cstring(PG_GETARG_TEXT_PP(0)),
 								PG_ARGISNULL(5) ? 0 : PG_GETARG_INT32(5));
-	o.on_conflict = PG_ARGISNULL(4) ? CONFLICT_RETURN :
+	o.on_conflict = PG_ARGISNULL(4) ? SAGA_CONFLICT_RETURN :
 		parse_on_conflict(text_to_cstring(PG_GETARG_TEXT_PP(4)));
-	o.has_start_at = !PG_ARGISNULL(3);
-	o.start_at = o.has_start_at ? PG_GETARG_TIMESTAMPTZ(3) : 0;
+	if (!PG_ARGISNULL(3))
+	{
+		o.start_at = PG_GETARG_TIMESTAMPTZ(3);
+		check_start_at(o.start_at);
+	}
 	o.priority = PG_ARGISNULL(6) ? o.def->priority : PG_GETARG_INT32(6);
-	o.deadline = PG_ARGISNULL(7) ? NULL : PG_GETARG_INTERVAL_P(7);
+	o.deadline = PG_ARGISNULL(7) ? NULL : check_deadline(PG_GETARG_INTERVAL_P(7));
 	o.correlation = PG_ARGISNULL(8) ? NULL : PG_GETARG_TEXT_PP(8);
-	o.labels = PG_ARGISNULL(9) ? NULL : PG_GETARG_JSONB_P(9);
+	o.labels = PG_ARGISNULL(9) ? NULL : check_labels(PG_GETARG_JSONB_P(9));
+	o.protocol = PG_ARGISNULL(10) ? o.def->protocol :
+		parse_protocol(o.def, text_to_cstring(PG_GETARG_TEXT_PP(10)));
+	o.started_by = GetUserId();
 
 	table = saga_table_open("instance", RowExclusiveLock);
-	(void) start_one(table, &o, input, key, id);
+	(void) saga_start_one(table, &o, input, key, id);
 	saga_table_close(table);
 	PG_RETURN_UUID_P(id);
 }
@@ -370,7 +442,7 @@ Datum
 saga_start_many(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	StartOptions o = {0};
+	SagaStartOptions o = {0};
 	SagaTable  *table;
 	Jsonb	   *inputs;
 	text	   *field = PG_ARGISNULL(2) ? NULL : PG_GETARG_TEXT_PP(2);
@@ -390,8 +462,10 @@ saga_start_many(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("the inputs must be a JSON array of objects")));
-	o.def = definition_to_start(text_to_cstring(PG_GETARG_TEXT_PP(0)), 0);
+	o.def = saga_definition_to_start(text_to_cstring(PG_GETARG_TEXT_PP(0)), 0);
 	o.priority = o.def->priority;
+	o.started_by = GetUserId();
+	o.protocol = o.def->protocol;
 
 	per_row = AllocSetContextCreate(CurrentMemoryContext, "saga start_many",
 									ALLOCSET_DEFAULT_SIZES);
@@ -413,7 +487,7 @@ saga_start_many(PG_FUNCTION_ARGS)
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("input %d is not an object", ordinal)));
 		v[0] = Int32GetDatum(ordinal);
-		v[2] = BoolGetDatum(start_one(table, &o, input,
+		v[2] = BoolGetDatum(saga_start_one(table, &o, input,
 									  field ? key_of(input, field, ordinal) : NULL, &id));
 		v[1] = UUIDPGetDatum(&id);
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, v, n);

@@ -24,6 +24,7 @@
 #include "utils/numeric.h"
 
 #include "compat.h"
+#include "http_result.h"
 #include "template.h"
 
 /* The protocol's limit is 65535; nobody gets near this. */
@@ -252,14 +253,26 @@ add_param(Scanner *s, const char *written, int len, char **parts, int nparts)
 		appendStringInfoChar(&s->sql, ' ');
 }
 
+const char *
+saga_template_name(const char *text, const char *colon, char ***parts,
+				   int *nparts)
+{
+	char		before = colon > text ? colon[-1] : ' ';
+
+	if (colon[1] == '{')
+		return split_name(colon + 2, true, parts, nparts);
+	if (!IS_NAME_CHAR(before) && strchr(":'\")]", before) == NULL &&
+		IS_NAME_START(colon[1]))
+		return split_name(colon + 1, false, parts, nparts);
+	return NULL;
+}
+
 /* At a colon that may begin a name. */
 static void
 scan_colon(Scanner *s)
 {
 	const char *start = s->p;
-	char		before = start > s->text ? start[-1] : ' ';
-	bool		braced = start[1] == '{';
-	const char *end = NULL;
+	const char *end;
 	char	  **parts;
 	int			nparts;
 
@@ -268,12 +281,7 @@ scan_colon(Scanner *s)
 		copy_to(s, start + 2);
 		return;
 	}
-	if (braced)
-		end = split_name(start + 2, true, &parts, &nparts);
-	else if (!IS_NAME_CHAR(before) && strchr(":'\")]", before) == NULL &&
-			 IS_NAME_START(start[1]))
-		end = split_name(start + 1, false, &parts, &nparts);
-
+	end = saga_template_name(s->text, start, &parts, &nparts);
 	if (end == NULL)
 	{
 		copy_to(s, start + 1);
@@ -337,12 +345,18 @@ saga_template_parse(const char *text, SagaNameScope *scope, char **problem)
 		return NULL;
 	}
 
-	result = palloc(sizeof(SagaTemplate));
+	result = palloc0(sizeof(SagaTemplate));
 	result->sql = s.sql.data;
 	result->nparams = s.nparams;
 	result->params = s.params;
 	result->hash = template_hash(s.sql.data, s.params, s.nparams);
 	return result;
+}
+
+void
+saga_template_rehash(SagaTemplate *tmpl)
+{
+	tmpl->hash = template_hash(tmpl->sql, tmpl->params, tmpl->nparams);
 }
 
 /* ---- the binder ---- */
@@ -491,16 +505,11 @@ parse_position(const char *text, uint32 *position)
 	return true;
 }
 
-/* Follow a path from the root of a value; false where it leads nowhere. */
+/* Follow a path from a value; false where it leads nowhere. */
 static bool
-follow_path(Jsonb *root, int npath, char **path, JsonbValue *out)
+follow_value(const JsonbValue *from, int npath, char **path, JsonbValue *out)
 {
-	if (JB_ROOT_IS_SCALAR(root))
-		return npath == 0 && JsonbExtractScalar(&root->root, out);
-
-	out->type = jbvBinary;
-	out->val.binary.data = &root->root;
-	out->val.binary.len = VARSIZE(root) - VARHDRSZ;
+	*out = *from;
 	for (int i = 0; i < npath; i++)
 	{
 		JsonbValue *next = NULL;
@@ -516,6 +525,21 @@ follow_path(Jsonb *root, int npath, char **path, JsonbValue *out)
 		*out = *next;
 	}
 	return true;
+}
+
+static bool
+follow_path(Jsonb *root, bool result, int npath, char **path, JsonbValue *out)
+{
+	JsonbValue	v;
+
+	if (JB_ROOT_IS_SCALAR(root))
+		return npath == 0 && JsonbExtractScalar(&root->root, out);
+	v.type = jbvBinary;
+	v.val.binary.data = &root->root;
+	v.val.binary.len = VARSIZE(root) - VARHDRSZ;
+	if (result)
+		saga_http_result_body(npath, path, &v);
+	return follow_value(&v, npath, path, out);
 }
 
 /* ISO 8601 in UTC, whatever the session's settings. */
@@ -539,7 +563,8 @@ json_parameter(Jsonb *root, const SagaParam *param)
 {
 	JsonbValue	v;
 
-	if (root == NULL || !follow_path(root, param->npath, param->path, &v))
+	if (root == NULL || !follow_path(root, param->scope != SAGA_PARAM_INPUT,
+									 param->npath, param->path, &v))
 		return NULL;
 	return saga_value_text(param->type_info, &v);
 }
@@ -550,9 +575,60 @@ copy_or_null(const char *text)
 	return text ? pstrdup(text) : NULL;
 }
 
+/* Which element this is, and the step of the for_each; 0 outside of one. */
+static int
+item_index(const SagaValues *values, int32 *owner)
+{
+	*owner = -1;
+	if (values->state == NULL)
+		return values->item_index;
+	if (values->node < 0)
+		return 0;
+	return Max(0, saga_machine_number(values->state, values->node, true, owner));
+}
+
+static char *
+item_parameter(const SagaParam *param, const SagaValues *values)
+{
+	int32		owner;
+	int			index = item_index(values, &owner);
+	Jsonb	   *items;
+	JsonbValue *item;
+	JsonbValue	v;
+
+	if (values->state == NULL)
+		return values->item != NULL &&
+			follow_path(values->item, false, param->npath, param->path, &v)
+			? saga_value_text(param->type_info, &v) : NULL;
+	items = owner >= 0 && values->items != NULL ? values->items[owner] : NULL;
+	if (items == NULL || !JB_ROOT_IS_ARRAY(items) ||
+		(item = getIthJsonbValueFromContainer(&items->root, index)) == NULL ||
+		!follow_value(item, param->npath, param->path, &v))
+		return NULL;
+	return saga_value_text(param->type_info, &v);
+}
+
+/* Of the innermost loop around the step; for the loop itself, those begun. */
+static int
+iteration(const SagaValues *values)
+{
+	int32		owner;
+	const SagaState *state = values->state;
+
+	if (state == NULL)
+		return values->iteration;
+	if (values->node < 0)
+		return 0;
+	if (state->graph->nodes[state->steps[values->node].node].kind == SAGA_NODE_LOOP)
+		return state->steps[values->node].value;
+	return Max(0, saga_machine_number(state, values->node, false, &owner));
+}
+
 static char *
 system_parameter(const SagaParam *param, const SagaValues *values)
 {
+	int32		owner;
+
 	switch ((SagaSystemName) param->index)
 	{
 		case SAGA_SYS_SAGA_ID:
@@ -581,20 +657,48 @@ system_parameter(const SagaParam *param, const SagaValues *values)
 			return values->deadline == DT_NOEND ? NULL
 				: timestamp_text(values->deadline);
 		case SAGA_SYS_RESULT:
+			if (values->result != NULL)
+				return json_parameter(values->result, param);
 			return values->results && values->node >= 0
 				? json_parameter(values->results[values->node], param) : NULL;
 		case SAGA_SYS_CAUSE:
 			return copy_or_null(values->cause);
+		case SAGA_SYS_ITEM:
+			return item_parameter(param, values);
+		case SAGA_SYS_ITEM_INDEX:
+			return psprintf("%d", item_index(values, &owner));
+		case SAGA_SYS_ITERATION:
+			return psprintf("%d", iteration(values));
+		case SAGA_SYS_CALLBACK_TOKEN:
+			return copy_or_null(values->callback_token);
 	}
-	Assert(false);
 	return NULL;
+}
+
+/* The run of a node that is meant: a step, or without a state the node. */
+static int
+step_of(const SagaParam *param, const SagaValues *values)
+{
+	return values->state == NULL ? param->index
+		: saga_machine_seen_from(values->state, values->node, param->index);
+}
+
+static char *
+step_result(const SagaParam *param, const SagaValues *values)
+{
+	int			step = step_of(param, values);
+
+	return values->results != NULL && step >= 0
+		? json_parameter(values->results[step], param) : NULL;
 }
 
 static char *
 step_failed(const SagaParam *param, const SagaValues *values)
 {
-	return pstrdup(values->state != NULL &&
-				   values->state->steps[param->index].status == SAGA_STEP_FAILED
+	int			step = step_of(param, values);
+
+	return pstrdup(values->state != NULL && step >= 0 &&
+				   values->state->steps[step].status == SAGA_STEP_FAILED
 				   ? "true" : "false");
 }
 
@@ -615,15 +719,15 @@ saga_template_bind(const SagaTemplate *tmpl, const SagaValues *values,
 				out[i] = json_parameter(values->input, param);
 				break;
 			case SAGA_PARAM_STEP:
-				out[i] = values->results
-					? json_parameter(values->results[param->index], param)
-					: NULL;
+				out[i] = step_result(param, values);
 				break;
 			case SAGA_PARAM_STEP_FAILED:
 				out[i] = step_failed(param, values);
 				break;
 		}
 	}
+	if (tmpl->kind == SAGA_TEMPLATE_HTTP)
+		saga_http_encode(tmpl, out);
 }
 
 char *

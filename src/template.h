@@ -33,15 +33,22 @@ typedef enum SagaSystemName
 	SAGA_SYS_STARTED_BY,
 	SAGA_SYS_STARTED_AT,
 	SAGA_SYS_DEADLINE,
-	SAGA_SYS_RESULT,			/* in an undo: the action's own result */
+	SAGA_SYS_RESULT,			/* in an undo and decline_if: the action's own
+								 * result */
 	SAGA_SYS_CAUSE,
+	SAGA_SYS_ITEM,				/* the element a for_each is at; may have a
+								 * path */
+	SAGA_SYS_ITEM_INDEX,		/* ... its number, from 0 */
+	SAGA_SYS_ITERATION,			/* number of the innermost loop's iteration,
+								 * from 0; in 'while' those that have begun */
+	SAGA_SYS_CALLBACK_TOKEN,
 } SagaSystemName;
 
 typedef enum SagaParamScope
 {
 	SAGA_PARAM_SYSTEM,			/* index: SagaSystemName */
 	SAGA_PARAM_INPUT,			/* name: first key of the input */
-	SAGA_PARAM_STEP,			/* index: node whose result it is */
+	SAGA_PARAM_STEP,			/* index: node (not step) whose result it is */
 	SAGA_PARAM_STEP_FAILED,		/* :step.failed -> boolean */
 } SagaParamScope;
 
@@ -77,9 +84,20 @@ typedef struct SagaType
 	struct SagaType **atts;
 } SagaType;
 
+/* Where in the text it stands: how its value is written there. */
+typedef enum SagaParamPlace
+{
+	SAGA_PLACE_SQL,				/* bound */
+	SAGA_PLACE_PATH,			/* percent-encoded */
+	SAGA_PLACE_QUERY,
+	SAGA_PLACE_JSON,			/* as a JSON value */
+	SAGA_PLACE_JSON_STRING,		/* within a JSON string, escaped */
+} SagaParamPlace;
+
 typedef struct SagaParam
 {
 	SagaParamScope scope;
+	SagaParamPlace place;
 	int			index;
 	char	   *name;			/* as written, for messages */
 	int			npath;			/* keys and array positions from the input's
@@ -93,13 +111,28 @@ typedef struct SagaParam
 	const SagaType *type_info;	/* or NULL */
 } SagaParam;
 
+typedef enum SagaTemplateKind
+{
+	SAGA_TEMPLATE_SQL,
+	SAGA_TEMPLATE_HTTP,
+} SagaTemplateKind;
+
 typedef struct SagaTemplate
 {
-	char	   *sql;			/* with $1, $2, ...: one per occurrence */
-	int			nparams;
+	SagaTemplateKind kind;
+	int			nparams;		/* one per occurrence */
 	SagaParam  *params;
+
+	/* SQL */
+	char	   *sql;			/* with $1, $2, ... */
 	uint64		hash;			/* of sql and bind types: names prepared
 								 * statements */
+
+	/* HTTP: texts between parameters, UTF-8; the body's come last */
+	const char *method;
+	int			npath;			/* parameters of path and query */
+	char	  **path;			/* npath + 1 texts */
+	char	  **body;			/* nparams - npath + 1 texts; NULL: no body */
 } SagaTemplate;
 
 /* Everything a name can stand for, as known when a call is made. */
@@ -117,9 +150,18 @@ typedef struct SagaValues
 	TimestampTz deadline;		/* DT_NOEND: none */
 	const char *cause;			/* or NULL */
 	Jsonb	   *input;			/* object */
-	int			node;			/* whose result :result is */
-	Jsonb	  **results;		/* by node; NULL = none */
-	const SagaState *state;		/* for :step.failed */
+	int			node;			/* step, or pseudo-node, that is bound for */
+	Jsonb	  **results;		/* by step; NULL = none.  Without a state: by
+								 * node */
+	Jsonb	   *result;			/* what :result is, where results[node] is not
+								 * it (yet): for decline_if; or NULL */
+	Jsonb	  **items;			/* by step: the elements of an EACH, or NULL */
+	const char *callback_token; /* or NULL */
+	const SagaState *state;		/* which runs are meant; NULL only where a
+								 * call is shown, not made: then those below */
+	Jsonb	   *item;
+	int			item_index;
+	int			iteration;
 } SagaValues;
 
 /* Resolves one dotted name while a template is parsed; definition.c's. */
@@ -143,11 +185,21 @@ typedef struct SagaNameScope
 extern SagaTemplate *saga_template_parse(const char *text,
 										 SagaNameScope *scope, char **problem);
 
+/* After types of parameters were changed. */
+extern void saga_template_rehash(SagaTemplate *tmpl);
+
+/*
+ * A name at a colon: its dotted parts, and where it ends; or NULL if none
+ * begins there.
+ */
+extern const char *saga_template_name(const char *text, const char *colon,
+									  char ***parts, int *nparts);
+
 /*
  * Values of all parameters as text in the current memory context, NULL for
  * SQL NULL and for a missing path.  Scalars as their text; objects and arrays
  * as JSON text, but arrays as array literals where the declared type is an
- * array.
+ * array.  Of an HTTP template, encoded for their places (template_http.c).
  */
 extern void saga_template_bind(const SagaTemplate *tmpl,
 							   const SagaValues *values, char **out);
@@ -157,6 +209,28 @@ extern void saga_template_bind(const SagaTemplate *tmpl,
  * JSON null.  Does not check: a value that does not fit gets its plain text.
  */
 extern char *saga_value_text(const SagaType *type, const JsonbValue *v);
+
+/* ---- template_http.c ---- */
+
+/* Is this text METHOD /path, which no SQL can be? */
+extern bool saga_template_looks_http(const char *text);
+
+/* METHOD /path?query {json body}; the rest as saga_template_parse(). */
+extern SagaTemplate *saga_http_template_parse(const char *text,
+											  SagaNameScope *scope,
+											  char **problem);
+
+/* From texts to what may stand in the places of the parameters. */
+extern void saga_http_encode(const SagaTemplate *tmpl, char **values);
+
+/*
+ * Path and body of bound values, UTF-8, in the current memory context.  NULL
+ * with *problem (static) if a value cannot be part of a path; NULL without a
+ * problem if there is no body.
+ */
+extern char *saga_http_path(const SagaTemplate *tmpl, char **values,
+							const char **problem);
+extern char *saga_http_body(const SagaTemplate *tmpl, char **values);
 
 /* The stable key of one operation of one step (same in every attempt). */
 extern char *saga_idempotency_key(const pg_uuid_t *saga_id, const char *step,

@@ -20,13 +20,24 @@
 #include "compat.h"
 #include "coordinator.h"
 #include "guc.h"
+#include "signals.h"
+#include "two_phase.h"
 
-/* A saga with nothing to do for this long leaves memory. */
-#define EVICT_AFTER		(60 * SAGA_SECOND)
+/*
+ * A saga with nothing to do for this long leaves memory; the shorter time is
+ * for when so many are there that those to come need the room.
+ */
+#define EVICT_AFTER			(60 * SAGA_SECOND)
+#define EVICT_SOON_AFTER	(1 * SAGA_SECOND)
+#define EVICT_SOON_ABOVE	1000
+
+/* An end that met a signal is decided again after this. */
+#define END_AGAIN_AFTER		(SAGA_SECOND / 20)
 
 SagaTurn	saga_turn;
 MemoryContext saga_turn_context;
 bool		saga_turn_flush = false;
+bool		saga_turn_commit = false;
 TimestampTz saga_turn_since = 0;
 
 static SagaRun **touched;
@@ -65,65 +76,6 @@ touch(SagaRun *run)
 }
 
 /* ------------------------------------------------------------ decisions */
-
-Jsonb *
-saga_keep_result(SagaRun *run, Jsonb *result)
-{
-	Jsonb	   *copy;
-
-	if (result == NULL)
-		return NULL;
-	copy = MemoryContextAlloc(run->context, VARSIZE(result));
-	memcpy(copy, result, VARSIZE(result));
-	return copy;
-}
-
-static char *
-keep_text(SagaRun *run, const char *s)
-{
-	return s ? MemoryContextStrdup(run->context, s) : NULL;
-}
-
-/* What a record means beyond the machine's state; also during replay. */
-void
-saga_remember_record(SagaRun *run, const SagaRecord *r, const SagaPayload *p)
-{
-	switch (r->kind)
-	{
-		case SAGA_RECORD_DONE:
-		case SAGA_RECORD_SKIPPED:
-			if (r->node >= 0 && r->op != SAGA_OP_UNDO)
-				run->results[r->node] = saga_keep_result(run, p->result);
-			break;
-		case SAGA_RECORD_INTENT:
-			/* the operator's result of a skip that waits for its claim */
-			if (r->node >= 0 && r->op == SAGA_OP_CLAIM && p->result)
-			{
-				if (run->skip_result == NULL)
-					run->skip_result = MemoryContextAllocZero(run->context,
-															  sizeof(Jsonb *) * run->def->graph->nnodes);
-				run->skip_result[r->node] = saga_keep_result(run, p->result);
-			}
-			break;
-		case SAGA_RECORD_FAILED:
-		case SAGA_RECORD_HOOK:
-			strlcpy(run->sqlstate, p->sqlstate, sizeof(run->sqlstate));
-			run->error = keep_text(run, p->message);
-			break;
-		case SAGA_RECORD_UNDO:
-			run->failed_step = keep_text(run, saga_step_name(run, r->node));
-			if (r->cause == SAGA_CAUSE_DECLINED)
-			{
-				strlcpy(run->failed_sqlstate, run->sqlstate, sizeof(run->failed_sqlstate));
-				run->failed_error = run->error;
-			}
-			else
-				run->failed_error = keep_text(run, p->note);
-			break;
-		default:
-			break;
-	}
-}
 
 static void
 note_stuck(SagaRun *run, const SagaRecord *r, TimestampTz now)
@@ -187,6 +139,7 @@ note_change(SagaRun *run, TimestampTz now)
 	if (SAGA_STATE_ENDED(state->state) && c->ended_at == 0)
 		c->ended_at = now;
 	c->ended_elsewhere = run->ended_elsewhere;
+	c->holds = run->holds;
 	run->written_state = state->state;
 	run->written_direction = state->direction;
 	run->written_cause = state->cause;
@@ -198,6 +151,22 @@ is_repeatable(uint8 kind)
 {
 	return kind == SAGA_RECORD_STARTED || kind == SAGA_RECORD_DONE ||
 		kind == SAGA_RECORD_INTENT;
+}
+
+/* Steps that are begun anew reserve anew. */
+static void
+note_replaced(SagaRun *run)
+{
+	for (int i = 0; i < run->state->nsteps; i++)
+		if (run->state->steps[i].replaced)
+		{
+			SagaOutcomeKey *key = SAGA_APPEND(saga_turn.replaced, saga_turn.nreplaced,
+											  saga_turn.maxreplaced);
+
+			memset(key, 0, sizeof(*key));
+			key->saga_id = run->row.id;
+			key->node = i;
+		}
 }
 
 static void
@@ -216,12 +185,12 @@ absorb_records(SagaRun *run, TimestampTz now)
 		entry->step = r->node == SAGA_NO_NODE ? NULL : saga_step_name(run, r->node);
 		if (r->payload)
 			entry->payload = *(const SagaPayload *) r->payload;
-		if (r->kind == SAGA_RECORD_SKIPPED && entry->payload.result == NULL &&
-			r->node >= 0 && run->skip_result)
-			entry->payload.result = run->skip_result[r->node];
+		saga_complete_payload(run, r, &entry->payload);
 		saga_remember_record(run, r, &entry->payload);
 		if (r->kind == SAGA_RECORD_STUCK)
 			note_stuck(run, r, now);
+		if (r->kind == SAGA_RECORD_RESTARTED && run->holds)
+			note_replaced(run);
 		if (!is_repeatable(r->kind))
 			run->ordered = true;
 		if (saga_turn_since == 0)
@@ -247,18 +216,14 @@ absorb_commands(SagaRun *run)
 		switch (c->kind)
 		{
 			case SAGA_CMD_CALL:
-				/* the end must not overtake the record of the last step */
-				if (saga_command_is_local(run, c) && !run->ordered &&
-					c->node != SAGA_NODE_END)
+				if (saga_starts_at_once(run, c))
 					saga_start_call(run, c);
 				else
-				{
 					saga_send_later(run, c);
-					saga_turn_flush = true;
-				}
 				break;
 			case SAGA_CMD_CANCEL_CALL:
-				break;			/* its answer will be ignored */
+				saga_call_cancel(run, c->node, c->op);
+				break;
 			case SAGA_CMD_ENDED:
 				*SAGA_APPEND(ended, nended, maxended) = run->row.id;
 				saga_turn_flush = true;
@@ -268,6 +233,23 @@ absorb_commands(SagaRun *run)
 	pfree(copies);
 }
 
+/* Of an ended saga, no step is for saga.take(). */
+static void
+take_offers_back(SagaRun *run)
+{
+	for (int i = 0; i < run->def->graph->nnodes; i++)
+		if (run->def->action[i] && run->def->action[i]->kind == SAGA_CALL_QUEUE)
+		{
+			SagaQueued *q = SAGA_APPEND(saga_turn.queued, saga_turn.nqueued,
+										saga_turn.maxqueued);
+
+			memset(q, 0, sizeof(*q));
+			q->saga_id = run->row.id;
+			q->removed = true;
+			return;
+		}
+}
+
 static void
 absorb(SagaRun *run)
 {
@@ -275,6 +257,7 @@ absorb(SagaRun *run)
 	SagaTime	due;
 
 	touch(run);
+	saga_run_grow(run);
 	absorb_records(run, now);
 	if (decision.nrecords > 0)
 		note_change(run, now);
@@ -284,7 +267,10 @@ absorb(SagaRun *run)
 	saga_set_due(run->known, due);
 	run->evict = !SAGA_STATE_ENDED(run->state->state) && run->calls == 0 &&
 		saga_machine_may_evict(run->state) &&
-		(due == SAGA_NEVER || due > now + EVICT_AFTER);
+		(due == SAGA_NEVER ||
+		 due > now + (saga_runs_loaded() > EVICT_SOON_ABOVE ? EVICT_SOON_AFTER : EVICT_AFTER));
+	if (SAGA_STATE_ENDED(run->state->state))
+		take_offers_back(run);
 }
 
 bool
@@ -320,12 +306,14 @@ saga_run_answer(SagaCallOut *call, SagaAnswerKind answer, bool free,
 	event.kind = SAGA_EVENT_ANSWER;
 	event.op = call->op;
 	event.node = call->node;
-	event.answer = answer;
+	event.answer = saga_branch_answer(call->call, call->op, answer);
 	event.free = free;
+	event.value = call->value;
+	event.retry_after = call->retry_after;
 	key.saga_id = call->saga_id;
 	key.node = call->node;
 	key.op = saga_outcome_op(call->op);
-	if (call->local && answer == SAGA_ANSWER_DONE)
+	if (call->local && call->eval == SAGA_EVAL_NONE && answer == SAGA_ANSWER_DONE)
 		used = run == NULL && saga_known(&call->saga_id, false) == NULL;
 	else
 		key.op = 0;				/* nothing stands in the table */
@@ -359,6 +347,7 @@ saga_run_recovered(SagaRun *run, const SagaOutcome *outcome)
 		outcome->key.op == 'h' ? SAGA_OP_HOOK : SAGA_OP_ACTION;
 	event.node = outcome->key.node;
 	event.answer = SAGA_ANSWER_DONE;
+	run->holds = true;
 	if (event.node == SAGA_NODE_END)
 		run->ended_elsewhere = true;
 	if (saga_run_feed(run, &event, payload))
@@ -370,6 +359,12 @@ saga_run_lost(SagaCallOut *call)
 {
 	SagaRun    *run = call->run;
 	SagaEvent	event;
+
+	if (run && call->eval != SAGA_EVAL_NONE)
+	{
+		saga_call_again(call, call->solo);
+		return;
+	}
 
 	memset(&event, 0, sizeof(event));
 	event.kind = SAGA_EVENT_LOST;
@@ -392,10 +387,105 @@ saga_run_resume(SagaRun *run)
 	run->evict = false;
 }
 
-/* Before the turn is written: what leaves memory leaves its wake-up time. */
+/*
+ * The end of a saga is decided, but a signal for it may be coming, in a
+ * transaction that has not ended: all but the end is written, and that is
+ * decided again soon.
+ */
+static void
+undo_end(SagaRun *run)
+{
+	int			kept = 0;
+
+	for (int i = 0; i < saga_turn.nentries; i++)
+	{
+		SagaLogEntry *e = &saga_turn.entries[i];
+
+		if (e->record.kind != SAGA_RECORD_ENDED ||
+			memcmp(&e->saga_id, &run->row.id, UUID_LEN) != 0)
+			saga_turn.entries[kept++] = *e;
+	}
+	saga_turn.nentries = kept;
+	kept = 0;
+	for (int i = 0; i < nended; i++)
+		if (memcmp(&ended[i], &run->row.id, UUID_LEN) != 0)
+			ended[kept++] = ended[i];
+	nended = kept;
+	if (run->change >= 0)
+	{
+		saga_turn.changes[run->change].state = SAGA_RUNNING;
+		saga_turn.changes[run->change].ended_at = 0;
+	}
+	run->end_undone = true;
+}
+
+/* Signals that came after all was over: in the log, before the end. */
+static void
+log_late_signals(SagaRun *run)
+{
+	SagaLogEntry *late;
+	int			n;
+	int			end = saga_turn.nentries - 1;
+
+	while (end >= 0 && (saga_turn.entries[end].record.kind != SAGA_RECORD_ENDED ||
+						memcmp(&saga_turn.entries[end].saga_id, &run->row.id, UUID_LEN) != 0))
+		end--;
+	if (end < 0)
+		return;
+	late = saga_inbox_late_signals(run, &n);
+	for (int i = 0; i < n; i++)
+	{
+		SagaLogEntry *entry = SAGA_APPEND(saga_turn.entries, saga_turn.nentries,
+										  saga_turn.maxentries);
+
+		*entry = late[i];
+		entry->record.seq = saga_turn.entries[end].record.seq++;
+	}
+}
+
+/*
+ * A session that sends a signal holds the lock of its saga's end until it has
+ * committed; whoever ends the saga holds it, too, and looks for signals then.
+ * So a signal that was accepted is in the log before the end is.
+ */
+static void
+look_for_signals(void)
+{
+	bool		locked = false;
+
+	for (int i = 0; i < ntouched; i++)
+	{
+		SagaRun    *run = touched[i];
+
+		if (!SAGA_STATE_ENDED(run->state->state) || run->ended_elsewhere ||
+			run->end_undone || run->def->graph->nsignals == 0)
+			continue;
+		if (saga_end_lock(&run->row.id))
+			locked = true;
+		else
+			undo_end(run);
+	}
+	if (!locked)
+		return;
+	saga_worker_look_again();
+	for (int i = 0; i < ntouched; i++)
+	{
+		SagaRun    *run = touched[i];
+
+		if (SAGA_STATE_ENDED(run->state->state) && !run->ended_elsewhere &&
+			run->def->graph->nsignals > 0 && !run->end_undone)
+			log_late_signals(run);
+	}
+}
+
+/*
+ * Before the turn is written: ends that may not be yet, and of what leaves
+ * memory its wake-up time.
+ */
 void
 saga_turn_prepare(void)
 {
+	look_for_signals();
 	for (int i = 0; i < ntouched; i++)
 	{
 		SagaRun    *run = touched[i];
@@ -425,8 +515,19 @@ saga_turn_written(XLogRecPtr lsn)
 		run->touched = false;
 		run->ordered = false;
 		run->change = -1;
-		if (SAGA_STATE_ENDED(run->state->state))
+		if (run->end_undone)
+		{
+			Known	   *known = run->known;
+
+			saga_run_free(run, false);
+			saga_set_due(known, saga_now() + END_AGAIN_AFTER);
+		}
+		else if (SAGA_STATE_ENDED(run->state->state))
+		{
+			if (run->row.scheduled)
+				saga_schedules_wake();
 			saga_run_free(run, true);
+		}
 		else if (run->known->has_wakeup)
 			saga_run_free(run, false);
 	}
@@ -435,7 +536,7 @@ saga_turn_written(XLogRecPtr lsn)
 	ntouched = maxtouched = 0;
 	ended = NULL;
 	nended = maxended = 0;
-	saga_turn_flush = false;
+	saga_turn_flush = saga_turn_commit = false;
 	saga_turn_since = 0;
 	MemoryContextReset(saga_turn_context);
 }
@@ -464,6 +565,15 @@ saga_turn_drop(const pg_uuid_t *id, const SagaRun *run)
 		if (memcmp(&t->outcomes[i].saga_id, id, UUID_LEN) != 0)
 			t->outcomes[kept++] = t->outcomes[i];
 	t->noutcomes = kept;
+	kept = 0;
+	for (int i = 0; i < t->nreplaced; i++)
+		if (memcmp(&t->replaced[i].saga_id, id, UUID_LEN) != 0)
+			t->replaced[kept++] = t->replaced[i];
+	t->nreplaced = kept;
+	for (int i = 0; i < t->nqueued; i++)
+		if (memcmp(&t->queued[i].saga_id, id, UUID_LEN) != 0)
+			t->queued[kept++] = t->queued[i];
+	t->nqueued = kept;
 	saga_sends_drop(id);
 	kept = 0;
 	for (int i = 0; i < ntouched; i++)

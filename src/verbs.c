@@ -1,6 +1,6 @@
 /*
  * verbs.c
- *		Sessions look at one saga and act on it: wait(), status(), and the
+ *		Sessions look at sagas and act on them: wait(), wait_any(), status(), and the
  *		operator's verbs, which leave a command in the inbox.
  *
  * Writes nothing but saga.inbox.
@@ -13,7 +13,9 @@
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
+#include "storage/ipc.h"
 #include "storage/latch.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/snapmgr.h"
@@ -28,19 +30,25 @@
 #include "rows.h"
 #include "saga.h"
 #include "spi_util.h"
+#include "verbs.h"
 
 PG_FUNCTION_INFO_V1(saga_wait);
+PG_FUNCTION_INFO_V1(saga_wait_any);
 PG_FUNCTION_INFO_V1(saga_status);
 PG_FUNCTION_INFO_V1(saga_verb);
 
 /* A wait looks at the row this often even if nobody wakes it. */
 #define WAIT_LOOK_MS	1000
 
+/* More than these at a time are only looked at now and then. */
+#define MAX_WAITERS		64
+
 /* The columns of saga.instance used here. */
 enum
 {
 	DEFINITION = 2, STATE = 3, DIRECTION = 4, CAUSE = 5, OUTPUT = 8,
-	FAILED_STEP = 9, SQLSTATE = 10, ERROR_TEXT = 11, STARTED_BY = 15, ENDED_AT = 19
+	FAILED_STEP = 9, SQLSTATE = 10, ERROR_TEXT = 11, STARTED_BY = 15, ENDED_AT = 19,
+	PROTOCOL = 21
 };
 
 typedef struct Look
@@ -75,6 +83,7 @@ look_once(const pg_uuid_t *id, Look *look)
 		look->ended = !look->nulls[ENDED_AT];
 		look->values[STATE] = PointerGetDatum(DatumGetTextPCopy(look->values[STATE]));
 		look->values[DIRECTION] = PointerGetDatum(DatumGetTextPCopy(look->values[DIRECTION]));
+		look->values[PROTOCOL] = PointerGetDatum(DatumGetTextPCopy(look->values[PROTOCOL]));
 		for (int i = CAUSE; i <= ERROR_TEXT; i++)
 			if (!look->nulls[i] && (i == CAUSE || i == OUTPUT || i >= FAILED_STEP))
 				look->values[i] = PointerGetDatum(DatumGetTextPCopy(look->values[i]));
@@ -138,6 +147,33 @@ check_right(const pg_uuid_t *id, const Look *look, const char *privilege)
 	return name;
 }
 
+bool
+saga_look_quietly(const pg_uuid_t *id, SagaLooked *saga)
+{
+	Look		look;
+
+	memset(saga, 0, sizeof(*saga));
+	look_at(id, &look);
+	if (look.found)
+	{
+		saga->definition_id = DatumGetInt64(look.values[DEFINITION]);
+		saga->name = definition_name(saga->definition_id);
+		saga->ended = look.ended;
+	}
+	return look.found;
+}
+
+void
+saga_look(const pg_uuid_t *id, const char *privilege, SagaLooked *saga)
+{
+	Look		look;
+
+	look_at(id, &look);
+	saga->name = check_right(id, &look, privilege);
+	saga->definition_id = DatumGetInt64(look.values[DEFINITION]);
+	saga->ended = look.ended;
+}
+
 static Datum
 outcome(FunctionCallInfo fcinfo, const pg_uuid_t *id, const Look *look)
 {
@@ -181,73 +217,211 @@ refuse_useless_wait(const pg_uuid_t *id, const Look *look)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("saga %s cannot end before this transaction has committed", id_text(id)),
-				 errhint("Commit first, then call saga.wait().")));
+				 errhint("Commit first, then wait for it.")));
 	if (IsolationUsesXactSnapshot())
 		ereport(ERROR,
 				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
-				 errmsg("saga.wait() needs transaction isolation level READ COMMITTED"),
+				 errmsg("waiting for a saga needs transaction isolation level READ COMMITTED"),
 				 errdetail("What the saga does meanwhile is invisible to this transaction's snapshot.")));
+}
+
+/* The sagas that a session waits for. */
+typedef struct Waiting
+{
+	int			n;
+	const pg_uuid_t *ids;
+	int			nwaiters;
+	SagaWaiter *waiters[MAX_WAITERS];
+} Waiting;
+
+/* Also when the session is terminated. */
+static void
+stop_waiting(int code, Datum arg)
+{
+	Waiting    *w = (Waiting *) DatumGetPointer(arg);
+
+	for (int i = 0; i < w->nwaiters; i++)
+		saga_waiter_forget(w->waiters[i]);
+	w->nwaiters = 0;
+}
+
+/* The one that ended first, or -1; *look is then its row, else the last one's. */
+static int
+first_ended(const Waiting *w, Look *look)
+{
+	TimestampTz earliest = 0;
+	int			first = -1;
+
+	for (int i = 0; i < w->n; i++)
+	{
+		look_at(&w->ids[i], look);
+		if (!look->found)
+			check_right(&w->ids[i], look, "see");
+		if (look->ended &&
+			(first < 0 || DatumGetTimestampTz(look->values[ENDED_AT]) < earliest))
+		{
+			first = i;
+			earliest = DatumGetTimestampTz(look->values[ENDED_AT]);
+		}
+	}
+	if (first >= 0 && first < w->n - 1)
+		look_at(&w->ids[first], look);
+	return first;
+}
+
+static int
+wait_for(Waiting *w, TimestampTz until, Look *look)
+{
+	int			first;
+
+	for (int i = 0; i < Min(w->n, MAX_WAITERS); i++)
+	{
+		SagaWaiter *waiter = saga_waiter_register(&w->ids[i]);
+
+		if (waiter == NULL)
+			break;				/* no place: looks now and then */
+		w->waiters[w->nwaiters++] = waiter;
+	}
+	for (;;)
+	{
+		long		left;
+
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+		first = first_ended(w, look);	/* after the registration: nothing is
+										 * missed */
+		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until);
+		if (first >= 0 || left <= 0)
+			return first;
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 Min(left, WAIT_LOOK_MS), saga_wait_event("SagaWait"));
+	}
+}
+
+/* Until one has ended, or the time-out; its number, or -1. */
+static int
+wait_for_first(const pg_uuid_t *ids, int n, Interval *timeout, Look *look)
+{
+	Waiting		w = {n, ids, 0, {NULL}};
+	TimestampTz until;
+	int			first;
+
+	saga_require_preload();
+	for (int i = 0; i < n; i++)
+	{
+		look_at(&ids[i], look);
+		check_right(&ids[i], look, "see");
+		refuse_useless_wait(&ids[i], look);
+	}
+	until = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
+													TimestampTzGetDatum(GetCurrentTimestamp()),
+													IntervalPGetDatum(timeout)));
+	PG_ENSURE_ERROR_CLEANUP(stop_waiting, PointerGetDatum(&w));
+	{
+		first = wait_for(&w, until, look);
+	}
+	PG_END_ENSURE_ERROR_CLEANUP(stop_waiting, PointerGetDatum(&w));
+	stop_waiting(0, PointerGetDatum(&w));
+	SetLatch(MyLatch);			/* somebody else's wake-up may be among them */
+	return first;
 }
 
 Datum
 saga_wait(PG_FUNCTION_ARGS)
 {
 	pg_uuid_t  *id = PG_GETARG_UUID_P(0);
-	Interval   *timeout = PG_GETARG_INTERVAL_P(1);
-	TimestampTz until;
 	Look		look;
-	SagaWaiter *volatile waiter = NULL;
 
-	saga_require_preload();
-	look_at(id, &look);
-	check_right(id, &look, "see");
-	refuse_useless_wait(id, &look);
-	until = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
-													TimestampTzGetDatum(GetCurrentTimestamp()),
-													IntervalPGetDatum(timeout)));
-	PG_TRY();
-	{
-		waiter = saga_waiter_register(id);
-		for (;;)
-		{
-			long		left;
-
-			ResetLatch(MyLatch);
-			CHECK_FOR_INTERRUPTS();
-			look_at(id, &look);	/* after the registration: nothing is missed */
-			if (!look.found)
-				check_right(id, &look, "see");
-			left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until);
-			if (look.ended || left <= 0)
-				break;
-			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-							 Min(left, WAIT_LOOK_MS), saga_wait_event("SagaWait"));
-		}
-	}
-	PG_FINALLY();
-	{
-		saga_waiter_forget(waiter);
-		SetLatch(MyLatch);		/* somebody else's wake-up may be among them */
-	}
-	PG_END_TRY();
+	(void) wait_for_first(id, 1, PG_GETARG_INTERVAL_P(1), &look);
 	return outcome(fcinfo, id, &look);
+}
+
+/* wait_any(ids, timeout) -> the outcome of the first that ended */
+Datum
+saga_wait_any(PG_FUNCTION_ARGS)
+{
+	ArrayType  *array = PG_GETARG_ARRAYTYPE_P(0);
+	Datum	   *elems;
+	bool	   *nulls;
+	int			n;
+	pg_uuid_t  *ids;
+	int			first;
+	Look		look;
+
+	deconstruct_array(array, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR, &elems, &nulls, &n);
+	if (n == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("there is no saga to wait for")));
+	ids = palloc(sizeof(pg_uuid_t) * n);
+	for (int i = 0; i < n; i++)
+	{
+		if (nulls[i])
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("the id of a saga must not be null")));
+		ids[i] = *DatumGetUUIDP(elems[i]);
+	}
+	first = wait_for_first(ids, n, PG_GETARG_INTERVAL_P(1), &look);
+	if (first < 0)
+	{
+		TupleDesc	desc;
+		Datum		v[8] = {0};
+		bool		isnull[8];
+
+		if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+			elog(ERROR, "return type must be a row type");
+		memset(isnull, true, sizeof(isnull));
+		v[2] = BoolGetDatum(false);
+		isnull[2] = false;
+		return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), v, isnull));
+	}
+	return outcome(fcinfo, &ids[first], &look);
 }
 
 /* ---------------------------------------------------------------- verbs */
 
-static char *
-actor(void)
+char *
+saga_actor(void)
 {
 	char	   *role = GetUserNameFromId(GetSessionUserId(), false);
 
 	return saga_operator && saga_operator[0] ? psprintf("%s (%s)", role, saga_operator) : role;
 }
 
+static bool
+is_two_phase(const Look *look)
+{
+	return strcmp(TextDatumGetCString(look->values[PROTOCOL]), "two_phase") == 0;
+}
+
+static SagaDefinition *
+definition_of(const Look *look)
+{
+	SagaDefinition *def = saga_definition_by_id(DatumGetInt64(look->values[DEFINITION]));
+
+	return is_two_phase(look) ? def->two_phase : def;
+}
+
+/* Would skipping the step, or doing it again, break what two-phase commit is? */
+static bool
+breaks_two_phase(const Look *look, const char *verb, const char *step, bool undo)
+{
+	if (!is_two_phase(look) || step == NULL || strcmp(step, "$end") == 0)
+		return false;
+	return strcmp(verb, "rerun_from") == 0 ||
+		(strcmp(verb, "skip_step") == 0 && !undo &&
+		 strncmp(step, "commit_", 7) != 0);
+}
+
 /* Why the verb can have no effect, or NULL; a first look, the coordinator's counts. */
 static const char *
-why_ignored(const Look *look, const char *verb)
+why_ignored(const Look *look, const char *verb, const char *step)
 {
 	bool		undo = strcmp(TextDatumGetCString(look->values[DIRECTION]), "undo") == 0;
+
+	if (!look->ended && breaks_two_phase(look, verb, step, undo))
+		return "under two-phase commit nobody can vote or decide in place of another";
 
 	if (look->ended)
 		return "the saga has ended";
@@ -280,13 +454,12 @@ saga_verb(PG_FUNCTION_ARGS)
 	look_at(id, &look);
 	name = check_right(id, &look, "operate");
 	if (step && strcmp(step, "$end") != 0 &&
-		saga_definition_node(saga_definition_by_id(DatumGetInt64(look.values[DEFINITION])),
-							 step) == SAGA_NO_NODE)
+		saga_definition_node(definition_of(&look), step) == SAGA_NO_NODE)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("saga \"%s\" has no step \"%s\"", name, step),
 				 errhint("saga.steps lists them.")));
-	why = why_ignored(&look, verb);
+	why = why_ignored(&look, verb, step);
 	if (why && strict)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -302,7 +475,7 @@ saga_verb(PG_FUNCTION_ARGS)
 	nulls[4] = PG_ARGISNULL(3) ? 'n' : ' ';
 	values[4] = PG_GETARG_DATUM(3);
 	values[5] = BoolGetDatum(!PG_ARGISNULL(4) && PG_GETARG_BOOL(4));
-	values[6] = CStringGetTextDatum(actor());
+	values[6] = CStringGetTextDatum(saga_actor());
 	nulls[7] = PG_ARGISNULL(5) ? 'n' : ' ';
 	values[7] = PG_GETARG_DATUM(5);
 	saga_spi_own("INSERT INTO saga.inbox (saga_id, bucket, verb, step, result, force, actor, note)"

@@ -110,7 +110,7 @@ my %query = (
     rolled => [ undef, q{SELECT g, k, count(*) AS c, sum(n) AS n FROM item GROUP BY ROLLUP (g, k)} ],
     left_join => [ 'key recompute', q{SELECT i.id, i.g, f.s, f.v FROM item i LEFT JOIN fact f ON f.item_id = i.id AND f.v > 0} ],
     right_join => [ 'key recompute', q{SELECT i.g, f.id FROM item i RIGHT JOIN fact f ON f.item_id = i.id} ],
-    full_join => [ 'full diff', q{SELECT i.g, f.s, d.m FROM fact f FULL JOIN item i ON i.id = f.item_id LEFT JOIN dup d ON d.k = f.k} ],
+    full_join => [ 'key recompute', q{SELECT i.g, f.s, d.m FROM fact f FULL JOIN item i ON i.id = f.item_id LEFT JOIN dup d ON d.k = f.k} ],
     left_sums => [ undef, q{SELECT i.id, count(f.id) AS c, sum(f.v) AS v FROM item i LEFT JOIN fact f ON f.item_id = i.id GROUP BY i.id} ],
     there => [ 'key recompute', q{SELECT id, g FROM item i WHERE EXISTS (SELECT FROM fact f WHERE f.item_id = i.id AND f.v > 3)} ],
     not_there => [ 'key recompute', q{SELECT id, g FROM item i WHERE NOT EXISTS (SELECT FROM fact f WHERE f.item_id = i.id)} ],
@@ -279,7 +279,9 @@ $c->same(\@names, 'with one of them committed, the other rolled back');
     $c->same(\@names, 'after them');
 }
 
-# A transaction much larger than the others (33, 36)
+# A transaction much larger than the others (33, 36).  Among its rows are many
+# of 1 and 1.0, equal and not the same, that sorts of various sizes leave in
+# various orders: those of full_join are to be told apart for all that.
 $c->alice(q{SET search_path = rq; INSERT INTO fact SELECT 100000 + i, i % 90, i % 40, chr(97 + i % 20), i, i / 4.0 FROM generate_series(1, 30000) i});
 $c->same([ grep { !/self_join|three|crossed|chain/ } @names ], 'after a large transaction');
 $c->alice('DELETE FROM rq.fact WHERE id >= 100000');

@@ -3,6 +3,8 @@
 #   SAGA_SEED      repeats the queries of a run
 #   SAGA_QUERIES   how many (500 for a long run)
 #   SAGA_QUERY     only the one of this number
+#   SAGA_OUTER     outer joins in all of them (otherwise in every fourth)
+#   SAGA_LARGE     rows of the large transactions after the many small ones
 use strict;
 use warnings;
 use lib 't/lib';
@@ -20,9 +22,9 @@ diag("SAGA_SEED=$seed");
 my $c = ProjectionTest->new('random', conf => "saga.executors = 1\nmax_connections = 60\n");
 my $node = $c->{node};
 my $rq = RandomQuery->new;
-my %tables = $rq->tables;
-$c->sql('GRANT CREATE ON DATABASE app TO alice');
-$c->alice($rq->schema . Writers->new(seed => $seed, tables => \%tables)->fill . 'CREATE SCHEMA m');
+my $outer = RandomQuery->new(outer => 75);
+my $large = $ENV{SAGA_LARGE} // 1500;
+my %tables = $c->random_tables($seed);
 
 my @numbers = $ENV{SAGA_QUERY} ? ($ENV{SAGA_QUERY}) : (1 .. $number);
 my ($accepted, @refused, %class) = (0);
@@ -32,7 +34,7 @@ while (@numbers)
     my (%query, @names, @odd);
     for my $n (@now)
     {
-        my $query = $rq->nth($seed, $n);
+        my $query = ($ENV{SAGA_OUTER} || $n % 4 == 0 ? $outer : $rq)->nth($seed, $n);
         my ($code, $err) = $c->try_project('alice', "m.r$n", $query);
         if ($code eq '')
         {
@@ -66,6 +68,20 @@ while (@numbers)
     is(join("\n", sort keys %wrong), '', "$what: exact in $rounds checks while $done transactions were written");
     is(join('', $w->strange_errors), '', "$what: the writers met no strange errors");
     $c->same(\@names, "$what: equal at the end");
+
+    # enough rows at a time for other plans, or for being computed in full
+    my %large = (
+        'rows are inserted' => "INSERT INTO rq.fact SELECT 1000 + i, i % 90, i % 150, 's' || i % 100, i, i / 4.0 FROM generate_series(1, $large) i;
+            INSERT INTO rq.item SELECT 1000 + i, i % 150, 's' || i % 100, i % 30, NULL, i % 3 = 0 FROM generate_series(1, $large) i",
+        'their keys change' => q(UPDATE rq.fact SET item_id = CASE WHEN id % 3 > 0 THEN id + 5 END, k = nullif(k, 7) WHERE id > 1000;
+            UPDATE rq.item SET k = nullif(k + 1, 20), id = id + 100000 WHERE id BETWEEN 1100 AND 1200 OR id % 97 = 5),
+        'they are deleted' => 'DELETE FROM rq.fact WHERE id > 1000; DELETE FROM rq.item WHERE id > 1000');
+    for my $step ('rows are inserted', 'their keys change', 'they are deleted')
+    {
+        last unless $large;
+        $c->alice("BEGIN; $large{$step}; COMMIT");
+        $c->exact(\@names, "$what: exact after $large $step at once");
+    }
     for my $name (@names)
     {
         my ($is_wrong) = grep { /^\Q$name\E\b/ } keys %wrong;

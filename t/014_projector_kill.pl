@@ -7,7 +7,6 @@ use strict;
 use warnings;
 use lib 't/lib';
 use ProjectionTest;
-use RandomQuery;
 use SagaTest;
 use Test::More;
 use Time::HiRes qw(usleep);
@@ -26,25 +25,18 @@ fsync = on
 checkpoint_timeout = '30s'
 CONF
 my $node = $c->{node};
-my $rq = RandomQuery->new;
-my %tables = $rq->tables;
-$c->sql('GRANT CREATE ON DATABASE app TO alice');
-$c->alice($rq->schema . Writers->new(seed => $seed, tables => \%tables)->fill . <<'SQL');
-CREATE SCHEMA m;
-SELECT saga.create_projection('m.bag', 'SELECT k, s, m FROM dup');
-SELECT saga.create_projection('m.joined', 'SELECT i.g, f.s, f.v FROM item i JOIN fact f ON f.item_id = i.id');
-SELECT saga.create_projection('m.sums', 'SELECT i.g, count(*) AS c, sum(f.v) AS v, sum(i.n) AS n FROM item i JOIN fact f ON f.item_id = i.id GROUP BY i.g');
-SELECT saga.create_projection('m.extremes', 'SELECT k, min(v) AS lo, max(v) AS hi FROM fact GROUP BY k');
-SELECT saga.create_projection('m.distinct_rows', 'SELECT DISTINCT k, s FROM dup');
-SELECT saga.create_projection('m.outer_join', 'SELECT i.id, f.v FROM item i LEFT JOIN fact f ON f.item_id = i.id');
-SELECT saga.create_projection('m.lists', 'SELECT k, string_agg(s, '','' ORDER BY s) AS s FROM fact GROUP BY k');
-SELECT saga.create_projection('m.parts', 'SELECT s, count(*) AS c, sum(n) AS n FROM part GROUP BY s');
-SELECT saga.create_projection('m.ranked', 'SELECT id, k, rank() OVER (PARTITION BY k ORDER BY id) AS r FROM fact');
-CREATE TABLE app.ledger (n bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, amount int NOT NULL);
-ALTER TABLE app.ledger REPLICA IDENTITY FULL;
-SELECT saga.create_projection('m.ledger', 'SELECT count(*) AS c, sum(amount) AS a, count(*) FILTER (WHERE amount > 5) AS f FROM app.ledger');
+my %tables = $c->random_tables($seed);
+$c->alice(<<'SQL');
+CREATE TABLE ledger (n bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, amount int NOT NULL);
+ALTER TABLE ledger REPLICA IDENTITY FULL;
 SQL
-my @names = qw(m.bag m.joined m.sums m.extremes m.distinct_rows m.outer_join m.lists m.parts m.ranked m.ledger);
+my @names = $c->over_random_tables(
+    joined => 'SELECT i.g, f.s, f.v FROM item i JOIN fact f ON f.item_id = i.id',
+    distinct_rows => 'SELECT DISTINCT k, s FROM dup',
+    lists => q(SELECT k, string_agg(s, ',' ORDER BY s) AS s FROM fact GROUP BY k),
+    parts => 'SELECT s, count(*) AS c, sum(n) AS n FROM part GROUP BY s',
+    ranked => 'SELECT id, k, rank() OVER (PARTITION BY k ORDER BY id) AS r FROM fact',
+    ledger => 'SELECT count(*) AS c, sum(amount) AS a, count(*) FILTER (WHERE amount > 5) AS f FROM app.ledger');
 ok($c->following(@names), 'all are followed');
 my $identity = $c->sql('SELECT identity FROM saga.feed');
 

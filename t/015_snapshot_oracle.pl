@@ -9,7 +9,6 @@ use strict;
 use warnings;
 use lib 't/lib';
 use ProjectionTest;
-use RandomQuery;
 use SagaTest;
 use Test::More;
 use Time::HiRes qw(usleep);
@@ -21,21 +20,12 @@ diag("SAGA_SEED=$seed");
 
 my $c = ProjectionTest->new('oracle', conf => "saga.executors = 1\nmax_connections = 80\nmax_prepared_transactions = 30\n");
 my $node = $c->{node};
-my $rq = RandomQuery->new;
-my %tables = $rq->tables;
-$c->sql('GRANT CREATE ON DATABASE app TO alice');
-$c->alice($rq->schema . Writers->new(seed => $seed, tables => \%tables)->fill . <<'SQL');
-CREATE SCHEMA m;
-SELECT saga.create_projection('m.bag', 'SELECT k, s, m FROM dup');
-SELECT saga.create_projection('m.self_join', 'SELECT a.s AS s1, b.s AS s2, a.k FROM dup a JOIN dup b ON a.k = b.k');
-SELECT saga.create_projection('m.four', 'SELECT i.g, f.s, p.n, t.name FROM item i JOIN fact f ON f.item_id = i.id JOIN part p ON p.id = f.id JOIN tiny t ON t.k = f.k');
-SELECT saga.create_projection('m.sums', 'SELECT i.g, count(*) AS c, sum(f.v) AS v, sum(i.n) AS n FROM item i JOIN fact f ON f.item_id = i.id GROUP BY i.g');
-SELECT saga.create_projection('m.extremes', 'SELECT k, min(v) AS lo, max(v) AS hi FROM fact GROUP BY k');
-SELECT saga.create_projection('m.both_sides', 'SELECT k, s FROM fact INTERSECT ALL SELECT k, s FROM dup');
-SELECT saga.create_projection('m.outer_join', 'SELECT i.id, f.v FROM item i LEFT JOIN fact f ON f.item_id = i.id');
-SELECT saga.create_projection('m.not_there', 'SELECT id, g FROM item i WHERE NOT EXISTS (SELECT FROM fact f WHERE f.item_id = i.id)');
-SQL
-my @names = qw(m.bag m.self_join m.four m.sums m.extremes m.both_sides m.outer_join m.not_there);
+my %tables = $c->random_tables($seed);
+my @names = $c->over_random_tables(
+    self_join => 'SELECT a.s AS s1, b.s AS s2, a.k FROM dup a JOIN dup b ON a.k = b.k',
+    four => 'SELECT i.g, f.s, p.n, t.name FROM item i JOIN fact f ON f.item_id = i.id JOIN part p ON p.id = f.id JOIN tiny t ON t.k = f.k',
+    both_sides => 'SELECT k, s FROM fact INTERSECT ALL SELECT k, s FROM dup',
+    not_there => 'SELECT id, g FROM item i WHERE NOT EXISTS (SELECT FROM fact f WHERE f.item_id = i.id)');
 ok($c->following(@names), 'all are followed');
 
 # Whether a commit waits is each session's: those that want a standby wait

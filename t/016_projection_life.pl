@@ -127,6 +127,28 @@ $c->alice('UPDATE fact SET v = 10 WHERE id = 6002');
 $c->alice(q(SELECT saga.resume_projection('m.ratio')));
 ok($c->following('m.ratio'), 'mended, it goes on');
 $c->same('m.ratio', 'and is right');
+
+# A batch that comes to nothing has parked nobody: the storage of the second
+# cannot be locked after the first has failed.
+{
+    my $storage = $c->sql(q(SELECT 'saga_data.p' || id || '_0' FROM saga.projection WHERE view = 'm.ratios'::regclass));
+    my $waiting = "SELECT count(*) FROM pg_locks WHERE relation = '$storage'::regclass AND NOT granted";
+    my $lock = $c->session;
+    $lock->query_safe("BEGIN; LOCK TABLE $storage IN ACCESS EXCLUSIVE MODE");
+    $c->alice('UPDATE fact SET v = 0 WHERE id = 6001');
+    ok($c->until("SELECT ($waiting) = 1"), 'a batch waits for a lock');
+    ok($c->until("SELECT ($waiting) = 0"), 'and is given up');
+    state_is('m.ratio', 'following', 'with all that it did');
+    $c->alice('UPDATE fact SET v = 3 WHERE id = 6003');
+    $lock->query_safe('COMMIT');
+    $lock->quit;
+    state_is('m.ratio', 'parked', 'the next one parks it');
+    $c->same([ @names, 'm.ratios' ], 'and the others have everything');
+    $c->alice('UPDATE fact SET v = 10 WHERE id = 6001');
+    $c->alice(q(SELECT saga.resume_projection('m.ratio')));
+    ok($c->following('m.ratio'), 'mended, it goes on');
+    $c->same('m.ratio', 'and is right');
+}
 $c->alice(q(DELETE FROM fact WHERE id > 5000; SELECT saga.drop_projection('m.ratio'); SELECT saga.drop_projection('m.ratios')));
 
 # ---- DDL on the sources ----
@@ -388,6 +410,26 @@ $rebuilt->('the slot invalidated', sub {
 });
 $c->sql('ALTER SYSTEM RESET max_slot_wal_keep_size', 'postgres');
 $node->reload;
+
+# Altered while no projector ran: neither the rewrite of a source nor another
+# text of a view is in what is decoded afterwards.
+{
+    $c->alice('CREATE VIEW some_items AS SELECT id, k FROM item WHERE id < 100');
+    ok($c->project(alice => 'm.from_view', 'SELECT k, count(*) AS c FROM app.some_items GROUP BY k'), 'one over a view');
+    ok($c->following('m.from_view'), 'it is followed');
+    my $libraries = $c->sql('SHOW shared_preload_libraries');
+    $node->stop;
+    $node->append_conf('postgresql.conf', "shared_preload_libraries = ''\n");
+    $node->start;
+    $c->alice('CREATE OR REPLACE VIEW some_items AS SELECT id, k FROM item WHERE id > 50');
+    $c->alice('ALTER TABLE fact ALTER v TYPE int USING v + 100');
+    $node->stop;
+    $node->append_conf('postgresql.conf', "shared_preload_libraries = '$libraries'\n");
+    $node->start;
+    ok($c->following(@names, 'm.from_view'), 'what was altered while no projector ran is seen');
+    $c->same([ @names, 'm.from_view' ], 'and all are right');
+    $c->alice(q(SELECT saga.drop_projection('m.from_view')));
+}
 
 # dropped while the server was down, as after a restore of its files without it
 $rebuilt->('the slot gone', sub {

@@ -74,11 +74,13 @@ need_packages() {
 
 packages_to_build() {
 	need_packages gcc libc6-dev make libpq-dev libc-ares-dev \
-		"postgresql-$PG_MAJOR" "postgresql-server-dev-$PG_MAJOR"
+		libcurl4-openssl-dev "postgresql-$PG_MAJOR" "postgresql-server-dev-$PG_MAJOR"
 }
 
 packages_to_test() {
-	need_packages perl libipc-run-perl
+	need_packages perl libipc-run-perl openssl
+	# Node.js may have come from elsewhere
+	command -v node >/dev/null || need_packages nodejs
 }
 
 # ---- where -----------------------------------------------------------------

@@ -357,13 +357,13 @@ compare_states(const SagaState *a, const SagaState *b)
 	SAME(seq);
 	SAME(open);
 	SAME(nheld);
-	SAME(nbackoff);
-	SAME(nclaims);
+	SAME(nwaiting);
+	SAME(nbusy);
 	SAME(nstuck);
 	SAME(deadline);
 	SAME(stuck_hook_due);
 	SAME(stuck_hooks);
-	SAME(nready);
+	SAME(ready.n);
 	SAME(hook.status);
 	compare_step(&a->hook, &b->hook, -1);
 	for (i = 0; i < graph.nnodes; i++)
@@ -373,8 +373,8 @@ compare_states(const SagaState *a, const SagaState *b)
 			  i, lasting_status(a, i), b->steps[i].status);
 		compare_step(&a->steps[i], &b->steps[i], i);
 	}
-	for (i = 0; i < a->nready; i++)
-		SAME(ready[i]);
+	for (i = 0; i < a->ready.n; i++)
+		SAME(ready.items[i]);
 }
 
 /* The counts of a state, found again from its steps. */
@@ -383,32 +383,27 @@ check_counts(const SagaState *state)
 {
 	int32		open = 0,
 				held = 0,
-				backoff = 0,
-				claims = 0,
 				nstuck = state->hook.reason != SAGA_STUCK_NONE;
 
-	for (int i = 0; i < graph.nnodes; i++)
+	for (int i = 0; i < state->nsteps; i++)
 	{
 		const SagaStep *s = &state->steps[i];
 
-		open += s->status <= SAGA_STEP_STUCK;
+		if (s->replaced)
+			continue;
+		open += s->status <= SAGA_STEP_STUCK ||
+			(s->status >= SAGA_STEP_EVALUATING &&
+			 s->status <= SAGA_STEP_SCOPED);
 		held += s->status == SAGA_STEP_FAILED && !s->continued;
-		backoff += s->status == SAGA_STEP_BACKOFF ||
-			s->status == SAGA_STEP_UNDO_BACKOFF;
-		claims += s->claiming;
 		nstuck += s->reason != SAGA_STUCK_NONE;
 	}
 	CHECK(open == state->open, "open is %d, not %d", state->open, open);
-	CHECK(backoff == state->nbackoff, "nbackoff is %d, not %d",
-		  state->nbackoff, backoff);
-	CHECK(claims == state->nclaims, "nclaims is %d, not %d",
-		  state->nclaims, claims);
 	CHECK(nstuck == state->nstuck, "nstuck is %d, not %d",
 		  state->nstuck, nstuck);
 	CHECK(state->direction == SAGA_UNDO || held == state->nheld,
 		  "nheld is %d, not %d", state->nheld, held);
-	CHECK(state->nready >= 0 && state->nready <= graph.nnodes,
-		  "nready is %d", state->nready);
+	CHECK(state->ready.n <= state->nsteps,
+		  "%d are ready", state->ready.n);
 }
 
 /* What is out according to the machine is out according to the world. */
@@ -1855,11 +1850,11 @@ check_graph_faults(void)
 static void
 check_names(void)
 {
-	for (int i = 0; i <= SAGA_RECORD_ENDED; i++)
+	for (int i = 0; i <= SAGA_RECORD_REOPENED; i++)
 		CHECK(saga_record_from_name(saga_record_name(i)) == i, "record %d", i);
-	for (int i = 0; i <= SAGA_OP_CLAIM; i++)
+	for (int i = 0; i <= SAGA_OP_EVAL; i++)
 		CHECK(saga_op_from_name(saga_op_name(i)) == i, "op %d", i);
-	for (int i = 0; i <= SAGA_ANSWER_REFUSED; i++)
+	for (int i = 0; i <= SAGA_ANSWER_ACCEPTED; i++)
 		CHECK(saga_answer_from_name(saga_answer_name(i)) == i, "answer %d", i);
 	for (int i = 0; i <= SAGA_TERMINATED; i++)
 		CHECK(saga_state_from_name(saga_state_name(i)) == i, "state %d", i);

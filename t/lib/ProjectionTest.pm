@@ -1,6 +1,9 @@
 # ProjectionTest: a server with projections, for the tests in t/.
 #
 #   my $c = ProjectionTest->new('c', conf => "...");
+#   my %tables = $c->random_tables($seed);   those of RandomQuery, with rows
+#   my @names = $c->over_random_tables;      projections over them, and more:
+#   my @names = $c->over_random_tables(x => 'SELECT ...');
 #   $c->project(alice => 'sums', 'SELECT ...', indexes => q('{k}'));
 #   $c->following('sums');          wait until the stored rows are shown
 #   $c->exact('sums', 'a test');    the projector compares, at its own snapshot
@@ -16,8 +19,10 @@ use warnings;
 use parent -norequire, 'SagaTest';
 use SagaTest;
 use PostgreSQL::Test::Utils ();
+use RandomQuery;
 use Test::More;
 use Time::HiRes qw(usleep time);
+use Writers;
 
 our $limit = $PostgreSQL::Test::Utils::timeout_default;
 
@@ -41,6 +46,32 @@ log_statement = none
 saga.read_timeout = '${limit}s'
 CONF
     return SagaTest::coordinator($class, $name, %arg);
+}
+
+# alice has them, and schema "m" for projections.  Returns what Writers want.
+sub random_tables
+{
+    my ($self, $seed) = @_;
+    my $rq = RandomQuery->new;
+    my %tables = $rq->tables;
+    $self->sql('GRANT CREATE ON DATABASE app TO alice');
+    $self->alice($rq->schema . Writers->new(seed => $seed, tables => \%tables)->fill . 'CREATE SCHEMA m');
+    return %tables;
+}
+
+# One of each kind of upkeep, and those given (name => query): their names.
+sub over_random_tables
+{
+    my ($self, %more) = @_;
+    my %query = (
+        bag => 'SELECT k, s, m FROM dup',
+        sums => 'SELECT i.g, count(*) AS c, sum(f.v) AS v, sum(i.n) AS n FROM item i JOIN fact f ON f.item_id = i.id GROUP BY i.g',
+        extremes => 'SELECT k, min(v) AS lo, max(v) AS hi FROM fact GROUP BY k',
+        outer_join => 'SELECT i.id, f.v FROM item i LEFT JOIN fact f ON f.item_id = i.id',
+        %more);
+    $self->alice(join '', "SET search_path = rq;\n",
+        map { "SELECT saga.create_projection('m.$_', " . literal($query{$_}) . ");\n" } sort keys %query);
+    return map { "m.$_" } sort keys %query;
 }
 
 sub literal

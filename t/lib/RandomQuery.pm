@@ -1,7 +1,7 @@
 # RandomQuery: random queries over a few small tables, for the tests of
 # projections.
 #
-#   my $rq = RandomQuery->new(seed => 7);
+#   my $rq = RandomQuery->new(seed => 7, outer => 50);   half the joins outer, and more of them
 #   $rq->schema;                     SQL: schema "rq", its tables and some rows
 #   my ($sql, $kind) = $rq->query;   the next query
 #
@@ -36,7 +36,7 @@ my @often = qw(item item item fact fact fact dup dup pair pair part part tiny ti
 sub new
 {
     my ($class, %arg) = @_;
-    my $self = bless { state => 0, counter => 0, schema => $arg{schema} // 'rq' }, $class;
+    my $self = bless { state => 0, counter => 0, schema => $arg{schema} // 'rq', outer => $arg{outer} // 0 }, $class;
     $self->seed($arg{seed} // 1);
     return $self;
 }
@@ -343,7 +343,7 @@ sub equality
 sub from
 {
     my ($self, $depth) = @_;
-    my $n = $self->pick(1, 1, 1, 2, 2, 2, 2, 3, 3);
+    my $n = $self->{outer} ? $self->pick(2, 2, 3, 3, 3, 4) : $self->pick(1, 1, 1, 2, 2, 2, 2, 3, 3);
     my ($sql, $scope) = $self->from_item($depth);
     for my $i (2 .. $n)
     {
@@ -363,7 +363,7 @@ sub from
             push @$scope, @$more;
             next;
         }
-        my $kind = $self->int(100);
+        my $kind = $self->{outer} && $self->chance($self->{outer}) ? 52 + $self->int(28) : $self->int(100);
         my $extra = $self->chance(30) ? ' AND ' . $self->predicate([ @$scope, @$more ], 1) : '';
         if ($kind < 40) { $sql .= " JOIN $other ON $on$extra" }
         elsif ($kind < 62) { $sql .= " LEFT JOIN $other ON $on$extra" }
