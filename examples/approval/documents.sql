@@ -20,7 +20,7 @@ CREATE TABLE documents.document (
 );
 
 SELECT saga.define('document_approval',
-  input => 'document text, text text, patience interval',
+  input => 'document text, text text',
   steps => ARRAY[
     saga.step('pdf', server => 'pdf',
       action       => 'POST /documents {"document": :document, "text": :text}',
@@ -30,7 +30,7 @@ SELECT saga.define('document_approval',
       compensation => 'UPDATE documents.document SET url = NULL WHERE name = :document'),
     saga.step('ask', server => 'mailer', compensation => 'none',
       action => 'POST /emails {"to": "reviewer@example.org", "document": :document, "link": :pdf.url}'),
-    saga.signal_step('decision', signal => 'decision', timeout => ':patience', on_timeout => 'fail'),
+    saga.signal_step('decision', signal => 'decision', timeout => '7 days', on_timeout => 'fail'),
     saga.branch_step('verdict',
       saga.when(':decision.verdict = ''approved''', ARRAY[
         saga.step('publish', pivot => true,
@@ -44,8 +44,8 @@ SELECT saga.define('document_approval',
   on_compensated => 'UPDATE documents.document SET status = ''withdrawn'' WHERE name = :document');
 SELECT saga.grant('document_approval', 'webhook', '{signal}');
 
-CREATE FUNCTION documents.submit(name text, text text, patience text) RETURNS uuid
+CREATE FUNCTION documents.submit(name text, text text, patience interval) RETURNS uuid
 LANGUAGE sql AS $$
   INSERT INTO documents.document (name, text) VALUES ($1, $2);
-  SELECT saga.start('document_approval', jsonb_build_object('document', $1, 'text', $2, 'patience', $3), key => $1);
+  SELECT saga.start('document_approval', jsonb_build_object('document', $1, 'text', $2), key => $1, deadline => $3);
 $$;

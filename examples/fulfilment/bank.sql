@@ -23,4 +23,4 @@ LANGUAGE sql SECURITY DEFINER SET search_path = bank, pg_temp AS $$
   INSERT INTO entry (order_id, kind, amount) SELECT e.order_id, 'refund', e.amount FROM entry e WHERE e.order_id = $1;
 $$;
 GRANT USAGE ON SCHEMA bank TO bank_saga;
-CREATE SCHEMA saga_participant AUTHORIZATION bank_saga;
+GRANT CREATE ON DATABASE :DBNAME TO bank_saga;

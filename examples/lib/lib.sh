@@ -157,7 +157,7 @@ settled() {
 
 # invariants SQL: rows (invariant, violations); fails if any is not 0
 invariants() {
-	app -P footer=off -c "$1"
+	show "SELECT * FROM ($1) AS v(invariant, violations)"
 	[ "$(ask "SELECT count(*) FROM ($1) AS v(invariant, violations) WHERE violations IS DISTINCT FROM 0")" = 0 ] || {
 		say "An invariant does not hold."
 		return 1

@@ -10,4 +10,4 @@ CREATE TABLE audit.entry (
 );
 GRANT USAGE ON SCHEMA audit TO audit_saga;
 GRANT INSERT ON audit.entry TO audit_saga;
-CREATE SCHEMA saga_participant AUTHORIZATION audit_saga;
+GRANT CREATE ON DATABASE :DBNAME TO audit_saga;

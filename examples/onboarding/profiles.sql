@@ -10,4 +10,4 @@ CREATE TABLE profiles.entry (
 );
 GRANT USAGE ON SCHEMA profiles TO profiles_saga;
 GRANT INSERT ON profiles.entry TO profiles_saga;
-CREATE SCHEMA saga_participant AUTHORIZATION profiles_saga;
+GRANT CREATE ON DATABASE :DBNAME TO profiles_saga;
