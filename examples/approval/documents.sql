@@ -33,7 +33,7 @@ SELECT saga.define('document_approval',
     saga.signal_step('decision', signal => 'decision', timeout => '7 days', on_timeout => 'fail'),
     saga.branch_step('verdict',
       saga.when(':decision.verdict = ''approved''', ARRAY[
-        saga.step('publish', pivot => true,
+        saga.step('publish', compensation => 'none',
           action => 'UPDATE documents.document SET verdict = ''approved'' WHERE name = :document')]),
       saga.otherwise(ARRAY[
         saga.step('reject', compensation => 'none',

@@ -33,6 +33,18 @@ show() {
 	app -P footer=off -c "$1"
 }
 
+# ask, again and again while the server is away: workers are being killed
+ask_again() {
+	local n
+	for ((n = 0; n < 100; n++)); do
+		if ask "$1" >/dev/null 2>&1; then
+			return 0
+		fi
+		sleep 0.3
+	done
+	ask "$1"
+}
+
 service_start() {
 	local name=$1 try new=
 	if [ $# -gt 1 ]; then
@@ -107,6 +119,7 @@ service_mode() {
 service_effects() {
 	service_get "$1" /effects >"$SAGA_WORK/$1.effects"
 	app -v name="$1" -v effects="$(cat "$SAGA_WORK/$1.effects")" >/dev/null <<-'SQL'
+		SET client_min_messages = warning;
 		CREATE TABLE IF NOT EXISTS service_effect (service text, n bigint, effect jsonb);
 		DELETE FROM service_effect WHERE service = :'name';
 		INSERT INTO service_effect SELECT :'name', e.n, e.effect
