@@ -548,8 +548,9 @@ call_timer(SagaTimer *timer)
 		saga_call_error(call, SAGA_ANSWER_TRANSIENT, "53300", message,
 						endpoint->failures > 0 ? endpoint->fault.message : NULL,
 						"Increase the server's option pool_size, or find out why it is slow.");
-		/* that the rate was set below what is asked of it is nobody's failure */
-		call->answer.free = endpoint->failures == 0 && endpoint->server->rate > 0;
+		/* that others of ours are before it is nobody's failure */
+		call->answer.free = endpoint->failures == 0 &&
+			!endpoint->connector->link_is_connection;
 		saga_call_finish(call);
 		return;
 	}

@@ -552,6 +552,20 @@ SQL
 }
 cmp_ok($memory[2], '<', $memory[1] * 1.1 + 1000, "memory is steady (@memory kB)");
 
+# ---- more than the pool holds ----
+
+http_server(narrow => $s->url, pool_size => 2);
+$c->alice(<<'SQL');
+SELECT saga.define('narrow', input => 'n int', steps => ARRAY[
+  saga.step('call', server => 'narrow', timeout => '400 ms', action => 'POST /slow-100/narrow:{n}', compensation => 'none',
+            retry => saga.retry_policy(max_attempts => 1, initial_interval => '10 ms'))]);
+SQL
+@ids = split /\n/, $c->alice(<<'SQL');
+SELECT id FROM saga.start_many('narrow', (SELECT jsonb_agg(jsonb_build_object('n', n)) FROM generate_series(1, 40) n))
+SQL
+is(scalar(grep { $c->ended($_) ne 'completed|||' } @ids), 0, 'calls that wait longer than their time-out for a place are not given up');
+cmp_ok($c->sql("SELECT count(*) FROM saga.log WHERE sqlstate = '53300'"), '>', 0, 'and some did');
+
 # ---- a rate ----
 
 http_server(slowly => $s->url, rate => 50);
