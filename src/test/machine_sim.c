@@ -423,7 +423,7 @@ on_abort(int sig)
 int
 main(int argc, char **argv)
 {
-	int64		args[3] = {0, 0, 300000};
+	int64		args[3] = {0, 0, 1000000};
 	int			nargs = 0;
 	struct timespec t0,
 				t1;
