@@ -490,7 +490,8 @@ in_circle(const pg_uuid_t *saga)
 
 /*
  * The youngest of the sagas that wait for each other in a circle with this
- * one; NULL: there is no circle.  Ids ascend with the time of start.
+ * one, and that waits for a lock (not for a sub-saga); NULL: there is no
+ * circle.  Ids ascend with the time of start.
  */
 static pg_uuid_t *
 youngest_in_circle(const pg_uuid_t *saga)
@@ -500,7 +501,9 @@ youngest_in_circle(const pg_uuid_t *saga)
 		"WITH RECURSIVE " DOWN ","
 		" up AS (SELECT x.id FROM " IS_AWAITED_BY("$1")
 		" UNION SELECT x.id FROM up u CROSS JOIN " IS_AWAITED_BY("u.id") ")"
-		" SELECT id FROM down WHERE id IN (SELECT id FROM up) ORDER BY id DESC LIMIT 1",
+		" SELECT id FROM down WHERE id IN (SELECT id FROM up)"
+		" AND EXISTS (SELECT FROM saga.semantic_lock_waiter w WHERE w.saga = down.id)"
+		" ORDER BY id DESC LIMIT 1",
 		1, {UUIDOID}
 	};
 	Datum		value = UUIDPGetDatum(saga);
