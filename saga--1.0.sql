@@ -1170,6 +1170,53 @@ $f$;
 COMMENT ON FUNCTION saga_participant.vote(text, integer, bigint, text, uuid, text, timestamp with time zone, text) IS
 'claim the key of a branch of two-phase commit, or tell that it has voted';
 
+-- Before COMMIT PREPARED or ROLLBACK PREPARED, which cannot be part of a
+-- statement of ours: an old coordinator is refused, and with a session's lock,
+-- which unfence() gives back after it, nobody becomes a newer one.  A session
+-- whose coordinator is gone must not keep the lock: it ends after 10 s.
+CREATE OR REPLACE FUNCTION saga_participant.fence
+	(p_coordinator text, p_timeline integer, p_counter bigint, p_nonce text,
+	 p_session boolean)
+RETURNS text
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $f$
+DECLARE
+	v_key bigint := hashtextextended(p_coordinator, 7461);
+BEGIN
+	IF p_session AND current_setting('server_version_num')::integer >= 140000 THEN
+		PERFORM set_config('idle_session_timeout', '10s', false);
+		PERFORM pg_advisory_lock_shared(v_key);
+	END IF;
+	IF NOT EXISTS (SELECT FROM saga_participant.epoch e
+				   WHERE e.coordinator = p_coordinator
+					 AND e.timeline = p_timeline AND e.counter = p_counter
+					 AND e.nonce = p_nonce) THEN
+		RAISE EXCEPTION 'coordinator "%" is not the current one', p_coordinator
+			USING ERRCODE = 'SGB04',
+				  DETAIL = 'A newer one has announced itself at this participant.';
+	END IF;
+	RETURN 'D';
+END
+$f$;
+COMMENT ON FUNCTION saga_participant.fence(text, integer, bigint, text, boolean) IS
+'is this the current coordinator, and, with a session''s lock, will it be until that is given back?';
+
+CREATE OR REPLACE FUNCTION saga_participant.unfence(p_coordinator text)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $f$
+BEGIN
+	IF current_setting('server_version_num')::integer >= 140000 THEN
+		PERFORM pg_advisory_unlock_shared(hashtextextended(p_coordinator, 7461));
+		PERFORM set_config('idle_session_timeout', '0', false);
+	END IF;
+END
+$f$;
+COMMENT ON FUNCTION saga_participant.unfence(text) IS
+'give back what fence() took for the session';
+
 -- Undo of an action that may not have happened: refuse its key first, which
 -- waits for a first try that still runs.  'N': it had not, nothing was run.
 CREATE OR REPLACE FUNCTION saga_participant.undo
@@ -1347,6 +1394,30 @@ IS 'Start a saga for each object of a JSON array';
 CREATE FUNCTION saga.wait(id uuid, timeout interval DEFAULT '30 s')
 RETURNS saga.outcome LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_wait';
 COMMENT ON FUNCTION saga.wait(uuid, interval) IS 'Wait for a saga to end; at the time-out done is false';
+
+-- ---- durable procedures ----
+
+CREATE FUNCTION saga.start_procedure(procedure regprocedure, args jsonb DEFAULT '{}', key text DEFAULT NULL)
+RETURNS uuid LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_start_procedure';
+COMMENT ON FUNCTION saga.start_procedure(regprocedure, jsonb, text)
+IS 'Start a durable procedure: a function or procedure that goes on after any crash; returns the saga that runs it';
+CREATE FUNCTION saga.run_step(name text, action text, args jsonb DEFAULT '{}', server text DEFAULT NULL,
+    compensation text DEFAULT NULL)
+RETURNS jsonb LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_procedure_step';
+COMMENT ON FUNCTION saga.run_step(text, text, jsonb, text, text)
+IS 'In a durable procedure: run a step once, whatever happens, and return its result';
+CREATE FUNCTION saga.sleep(duration interval)
+RETURNS void LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_procedure_sleep';
+COMMENT ON FUNCTION saga.sleep(interval) IS 'In a durable procedure: go on so much later, using nothing meanwhile';
+CREATE FUNCTION saga.await_signal(signal text)
+RETURNS jsonb LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'saga_procedure_signal';
+COMMENT ON FUNCTION saga.await_signal(text) IS 'In a durable procedure: wait for a signal and return its payload';
+CREATE FUNCTION saga.procedure_entry_(saga_id uuid, procedure oid, source text, args jsonb)
+RETURNS jsonb LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_procedure_entry';
+COMMENT ON FUNCTION saga.procedure_entry_(uuid, oid, text, jsonb) IS 'Internal: runs a durable procedure up to its next request';
+CREATE FUNCTION saga.procedure_run_(request jsonb, undo boolean, saga_id uuid, step text)
+RETURNS jsonb LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_procedure_run';
+COMMENT ON FUNCTION saga.procedure_run_(jsonb, boolean, uuid, text) IS 'Internal: runs a local step that a durable procedure asked for';
 
 CREATE FUNCTION saga.wait_any(ids uuid[], timeout interval DEFAULT '30 s')
 RETURNS saga.outcome LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'saga_wait_any';
@@ -2723,6 +2794,9 @@ GRANT SELECT ON saga.instances, saga.steps, saga.log, saga.stuck, saga.in_doubt,
 GRANT EXECUTE ON FUNCTION saga.may(text, text), saga.workers_(), saga.participant_stats_(), saga.definition_steps_(jsonb),
     saga.protocol_steps_(jsonb, text), saga.two_phase_branches_(jsonb), saga.prepared_gid_(uuid, text, integer)
     TO saga_user, saga_operator, saga_monitor;
+GRANT EXECUTE ON FUNCTION saga.start_procedure(regprocedure, jsonb, text), saga.run_step(text, text, jsonb, text, text),
+    saga.sleep(interval), saga.await_signal(text), saga.procedure_entry_(uuid, oid, text, jsonb),
+    saga.procedure_run_(jsonb, boolean, uuid, text) TO saga_user;
 GRANT EXECUTE ON FUNCTION saga.start(text, jsonb, text, timestamptz, text, integer, integer, interval, text, jsonb, text),
     saga.start_many(text, jsonb, text), saga.wait(uuid, interval), saga.wait_any(uuid[], interval), saga.status(uuid)
     TO saga_user, saga_operator;

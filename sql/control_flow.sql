@@ -157,7 +157,7 @@ SELECT value_of('[1, :n, "a:{n}"]', '{"n": "it''s \"\\"}', 'for_each');
 -- JSON with names in it: values keep their types, strings are escaped
 SELECT value_of('{"n": :n, "s": :s, "o": :o, "none": :nothing, "text": "<:{s}> :n :{o.k} \":{n}\"", "id": :saga_name, "a":1, "b":[], "c":{"d":"x:y"}}',
     '{"n": 1.50, "s": "a\"b\\c", "o": {"k": [true, null]}}', 'output');
-SELECT value_of(':o', '{"o": {"k": 1}}', 'output');
+SELECT value_of(':o', '{"o": {"k": 1}}', 'output'), value_of('"no :{o.k} \" :o"', '{"o": {"k": 1}}', 'output');
 SELECT value_of('jsonb_build_object(''k'', :n::numeric + 1)', '{"n": 1}', 'output');
 -- times
 SELECT abs((value_of(e, '{"d": "10 minutes", "n": 600}', 'duration'))::text::numeric - extract(epoch FROM now()) - 600) < 60 AS ten_minutes, e

@@ -24,6 +24,7 @@
 #include "coordinator.h"
 #include "errors.h"
 #include "guc.h"
+#include "procedure.h"
 #include "two_phase.h"
 
 /* A call that waits until its turn is durable. */
@@ -299,7 +300,7 @@ undone_elsewhere(const SagaRun *run, int step)
 	const SagaCall *compensation = run->def->compensation[saga_node_of(run, step)];
 
 	return action && action->server && compensation &&
-		action->tmpl->kind == SAGA_TEMPLATE_SQL &&
+		action->kind != SAGA_CALL_ASKED && action->tmpl->kind == SAGA_TEMPLATE_SQL &&
 		(compensation->server == NULL ||
 		 strcmp(action->server, compensation->server) != 0);
 }
@@ -431,12 +432,14 @@ bind_values(SagaCallOut *out, char ***bound)
 {
 	SagaRun    *run = out->run;
 	SagaCall   *after = saga_exec_after(run->def, out->call, out->op, out->hook, out->eval);
-	int			n = out->call ? out->call->tmpl->nparams : 0;
+	int			n = out->call && out->call->tmpl ? out->call->tmpl->nparams : 0;
 	int			more = after ? after->tmpl->nparams : 0;
 	SagaValues	values;
 
 	saga_run_values(run, out->node, out->op, out->attempt, &values);
 	values.result = out->held;
+	if (out->call && out->call->args)
+		values.input = out->call->args;
 	if (out->call && out->call->callback)
 		values.callback_token = saga_callback_token(&run->row.id, values.step_name, out->op);
 	*bound = palloc0(sizeof(char *) * (n + more + 1));
@@ -475,6 +478,44 @@ saga_call_again(SagaCallOut *call, bool solo)
 	start_local(again);
 }
 
+/* What a durable procedure asked for, as a call; answers and is NULL if it cannot be. */
+static SagaCall *
+asked_call(SagaRun *run, const SagaCommand *c, SagaCall *call)
+{
+	int32		by = saga_definition_node(run->def, call->by);
+	int32		step = by < 0 ? SAGA_NO_NODE :
+		saga_machine_seen_from(run->state, c->node, by);
+	char	   *problem = NULL;
+	int			sqlstate = ERRCODE_DATA_CORRUPTED;
+	SagaServer *server;
+	Jsonb	   *asked = step < 0 ? NULL : run->results[step];
+	SagaCall   *made = NULL;
+	char	   *name = asked ? saga_asked_server(asked) : NULL;
+
+	if (name == NULL)
+		problem = "nothing is asked for";
+	else if ((server = server_for(run, name, &problem, &sqlstate)) != NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(run->context);
+
+		sqlstate = ERRCODE_SYNTAX_ERROR;
+		made = saga_asked_call(asked, c->op == SAGA_OP_UNDO ||
+							   (c->op == SAGA_OP_CLAIM && c->target == SAGA_OP_UNDO),
+							   server->kind == SAGA_SERVER_HTTP, &problem);
+		MemoryContextSwitchTo(old);
+	}
+	if (made == NULL)
+	{
+		SagaPayload *payload = MemoryContextAllocZero(saga_turn_context, sizeof(SagaPayload));
+
+		strlcpy(payload->sqlstate, unpack_sql_state(sqlstate), sizeof(payload->sqlstate));
+		payload->message = problem ? MemoryContextStrdup(saga_turn_context, problem) : NULL;
+		saga_run_answer(saga_call_out(run, call, c->node, c->op, SAGA_HOOK_NONE, c->attempt),
+						SAGA_ANSWER_BROKEN, false, payload);
+	}
+	return made;
+}
+
 /* In a transaction: names are resolved, servers looked up. */
 void
 saga_start_call(SagaRun *run, const SagaCommand *c)
@@ -491,6 +532,8 @@ saga_start_call(SagaRun *run, const SagaCommand *c)
 						saga_step_name(run, c->node), run->def->name)));
 	if (call && call->kind == SAGA_CALL_CHILD)
 		run->holds = true;		/* it leaves what it has reserved to us */
+	if (call && call->kind == SAGA_CALL_ASKED && (call = asked_call(run, c, call)) == NULL)
+		return;
 	if (c->op == SAGA_OP_UNDO && c->conditional && undone_elsewhere(run, c->node))
 	{
 		ask_first(run, c);

@@ -31,6 +31,9 @@
 #define BACKOFF_FIRST		(SAGA_SECOND / 20)
 #define BACKOFF_LONGEST		(1 * SAGA_SECOND)
 
+/* Beyond pool_size, for calls that end prepared transactions. */
+#define ENDING_LINKS		2
+
 /* At a limited rate, calls may make up for so much idle time at once. */
 #define RATE_BURST			(SAGA_SECOND / 10)
 
@@ -233,7 +236,10 @@ detach_call(SagaConnCall *call)
 		pg_atomic_fetch_sub_u32(&endpoint->stat->queued, 1);
 	}
 	else
+	{
 		pg_atomic_fetch_sub_u32(&endpoint->stat->in_flight, 1);
+		endpoint->nordinary -= !call->ends;
+	}
 	call->link = NULL;
 	call->answered = true;
 	if (call->sent != 0)
@@ -330,10 +336,11 @@ answer_open_circuit(SagaConnCall *call)
 static void
 fail_queue(SagaEndpoint *endpoint)
 {
-	while (!dlist_is_empty(&endpoint->queue))
+	while (endpoint->nqueued > 0)
 	{
 		SagaConnCall *call = dlist_head_element(SagaConnCall, node,
-												&endpoint->queue);
+												dlist_is_empty(&endpoint->queue) ?
+												&endpoint->ending : &endpoint->queue);
 
 		saga_call_fault(call, &endpoint->fault);
 		finish_later(call);
@@ -516,6 +523,7 @@ find_endpoint(const SagaServer *server)
 		dlist_init(&endpoint->links);
 		dlist_init(&endpoint->idle);
 		dlist_init(&endpoint->queue);
+		dlist_init(&endpoint->ending);
 		endpoint->stat = saga_participant_stat(server->serverid);
 		set_server(endpoint, server);
 	}
@@ -533,8 +541,10 @@ find_endpoint(const SagaServer *server)
 static bool
 may_open(SagaEndpoint *endpoint)
 {
-	if (endpoint->nlinks >= endpoint->server->pool_size ||
-		endpoint->nopening >= endpoint->nqueued)
+	int			limit = endpoint->server->pool_size +
+		(dlist_is_empty(&endpoint->ending) ? 0 : ENDING_LINKS);
+
+	if (endpoint->nlinks >= limit || endpoint->nopening >= endpoint->nqueued)
 		return false;
 	switch (endpoint->circuit)
 	{
@@ -609,6 +619,7 @@ send_call(SagaEndpoint *endpoint, SagaLink *link, SagaConnCall *call)
 	endpoint->nqueued--;
 	pg_atomic_fetch_sub_u32(&endpoint->stat->queued, 1);
 	pg_atomic_fetch_add_u32(&endpoint->stat->in_flight, 1);
+	endpoint->nordinary += !call->ends;
 	call->link = link;
 	link->call = call;
 	call->sent = now;
@@ -658,14 +669,31 @@ circuit_allows(const SagaEndpoint *endpoint)
 		(endpoint->circuit == SAGA_CIRCUIT_HALF_OPEN && endpoint->probe == NULL);
 }
 
+/*
+ * Those that end prepared transactions go first, and have links of their own:
+ * all others may be waiting for the very locks that they free.
+ */
+static SagaConnCall *
+next_call(SagaEndpoint *endpoint)
+{
+	if (!dlist_is_empty(&endpoint->ending))
+		return dlist_head_element(SagaConnCall, node, &endpoint->ending);
+	if (!dlist_is_empty(&endpoint->queue) &&
+		endpoint->nordinary < endpoint->server->pool_size)
+		return dlist_head_element(SagaConnCall, node, &endpoint->queue);
+	return NULL;
+}
+
 void
 saga_endpoint_pump(SagaEndpoint *endpoint)
 {
+	SagaConnCall *call;
+
 	/* sending and opening can fail at once and come back here */
 	if (endpoint->pumping)
 		return;
 	endpoint->pumping = true;
-	while (!dlist_is_empty(&endpoint->queue) && circuit_allows(endpoint))
+	while ((call = next_call(endpoint)) != NULL && circuit_allows(endpoint))
 	{
 		if (!dlist_is_empty(&endpoint->idle))
 		{
@@ -676,8 +704,7 @@ saga_endpoint_pump(SagaEndpoint *endpoint)
 				break;
 			dlist_delete(&link->idle_node);
 			link->idle = false;
-			send_call(endpoint, link,
-					  dlist_head_element(SagaConnCall, node, &endpoint->queue));
+			send_call(endpoint, link, call);
 		}
 		else if (may_open(endpoint))
 		{
@@ -756,7 +783,10 @@ saga_connector_submit(const SagaRequest *request)
 			elog(ERROR, "tag " UINT64_FORMAT " of a call is in use", request->tag);
 		entry->call = call;
 	}
-	dlist_push_tail(&endpoint->queue, &call->node);
+	call->ends = request->mode == SAGA_REQUEST_COMMIT_PREPARED ||
+		request->mode == SAGA_REQUEST_ROLLBACK_PREPARED;
+	dlist_push_tail(call->ends ? &endpoint->ending : &endpoint->queue,
+					&call->node);
 	endpoint->nqueued++;
 	pg_atomic_fetch_add_u32(&endpoint->stat->queued, 1);
 

@@ -18,7 +18,8 @@
  *   cannot succeed later.
  *
  * COMMIT PREPARED and ROLLBACK PREPARED stand alone in their segments: they
- * cannot run in a transaction block.
+ * cannot run in a transaction block.  Nor can they have a condition, so an
+ * exchange before them finds out whether this is still the coordinator.
  */
 #include "postgres.h"
 
@@ -152,28 +153,59 @@ send_list(SagaPqLink *link, const SagaRequest *request)
 	saga_link_flush(link);
 }
 
+/*
+ * Before the command, which cannot have a condition: nobody raises the epoch
+ * until it is over.  Behind a pooler there is no session to hold the lock.
+ */
+static void
+send_fence(SagaPqLink *link)
+{
+	link->stage = SAGA_STAGE_FENCE;
+	saga_link_begin_exchange(link, SAGA_LINK_RUNNING);
+	saga_link_query(link, SAGA_ITEM_RUN,
+					psprintf("SELECT saga_participant.fence(%s, %s)",
+							 link->epoch_args, link->prepared ? "true" : "false"),
+					0, NULL);
+	saga_link_sync(link);
+	saga_link_flush(link);
+}
+
+static void
+send_end(SagaPqLink *link, const SagaRequest *request)
+{
+	const char *values[1] = {saga_connector_epoch()->coordinator};
+
+	link->stage = SAGA_STAGE_END;
+	saga_link_begin_exchange(link, SAGA_LINK_RUNNING);
+	send_command(link, request->mode == SAGA_REQUEST_COMMIT_PREPARED ?
+				 "COMMIT PREPARED" : "ROLLBACK PREPARED", request->gid);
+	saga_link_sync(link);
+	if (link->prepared)
+	{
+		saga_link_query(link, SAGA_ITEM_OTHER,
+						"SELECT saga_participant.unfence($1)", 1, values);
+		saga_link_sync(link);
+	}
+	saga_link_flush(link);
+}
+
 void
 saga_branch_send(SagaPqLink *link)
 {
 	const SagaRequest *request = &link->link.call->request;
 
-	link->settling = false;
 	switch (request->mode)
 	{
 		case SAGA_REQUEST_PREPARE:
 			send_prepare(link);
-			return;
+			break;
 		case SAGA_REQUEST_LIST_PREPARED:
 			send_list(link, request);
-			return;
+			break;
 		default:
+			send_fence(link);
 			break;
 	}
-	saga_link_begin_exchange(link, SAGA_LINK_RUNNING);
-	send_command(link, request->mode == SAGA_REQUEST_COMMIT_PREPARED ?
-				 "COMMIT PREPARED" : "ROLLBACK PREPARED", request->gid);
-	saga_link_sync(link);
-	saga_link_flush(link);
 }
 
 /* COMMIT PREPARED found nothing: was it committed before? */
@@ -187,7 +219,7 @@ send_look(SagaPqLink *link, const SagaRequest *request)
 	values[0] = saga_connector_epoch()->coordinator;
 	values[1] = saga;
 	values[2] = request->step;
-	link->settling = true;
+	link->stage = SAGA_STAGE_SETTLE;
 	saga_link_begin_exchange(link, SAGA_LINK_RUNNING);
 	saga_link_query(link, SAGA_ITEM_RUN,
 					"SELECT pg_catalog.max(b.status) FROM saga_participant.barrier b "
@@ -203,7 +235,7 @@ send_look(SagaPqLink *link, const SagaRequest *request)
 static void
 send_refusal(SagaPqLink *link, const SagaRequest *request)
 {
-	link->settling = true;
+	link->stage = SAGA_STAGE_SETTLE;
 	saga_link_begin_exchange(link, SAGA_LINK_RUNNING);
 	saga_call_begin(link, request->timeout_ms);
 	saga_call_claim(link, request, "p");
@@ -257,10 +289,10 @@ saga_branch_result(SagaPqLink *link, SagaItem item, const PGresult *res)
 	if (PQresultStatus(res) != PGRES_COMMAND_OK)
 		return;
 	tag = PQcmdStatus(unconstify(PGresult *, res));
-	if (link->settling)
-		link->committed = strcmp(tag, "COMMIT") == 0;
-	else if (call->request.mode == SAGA_REQUEST_PREPARE)
+	if (call->request.mode == SAGA_REQUEST_PREPARE)
 		link->committed = strcmp(tag, "PREPARE TRANSACTION") == 0;
+	else if (link->stage == SAGA_STAGE_SETTLE)
+		link->committed = strcmp(tag, "COMMIT") == 0;
 	else
 		link->committed = link->ran = true;
 }
@@ -334,7 +366,18 @@ prepare_ran(SagaPqLink *link, SagaConnCall *call)
 		RAN_AS_ANY;
 }
 
-/* The first exchange of COMMIT or ROLLBACK PREPARED. */
+static Ran
+fence_ran(SagaPqLink *link, SagaConnCall *call)
+{
+	if (link->failed || !link->ran)
+	{
+		link->fatal = true;		/* so that no lock stays behind */
+		return RAN_AS_ANY;
+	}
+	send_end(link, &call->request);
+	return RAN_GOES_ON;
+}
+
 static Ran
 end_ran(SagaPqLink *link, SagaConnCall *call)
 {
@@ -357,9 +400,8 @@ end_ran(SagaPqLink *link, SagaConnCall *call)
 	return RAN_GOES_ON;
 }
 
-/* The second one: what is known of the key. */
 static Ran
-settled(SagaPqLink *link, SagaConnCall *call)
+settle_ran(SagaPqLink *link, SagaConnCall *call)
 {
 	const char *found = call->answer.result;
 
@@ -392,8 +434,12 @@ saga_branch_ran(SagaPqLink *link)
 	else if (call->request.mode == SAGA_REQUEST_LIST_PREPARED)
 		ran = link->failed || call->answer.result == NULL ? RAN_AS_ANY :
 			done(call, call->answer.result);
+	else if (link->stage == SAGA_STAGE_FENCE)
+		ran = fence_ran(link, call);
+	else if (link->stage == SAGA_STAGE_END)
+		ran = end_ran(link, call);
 	else
-		ran = link->settling ? settled(link, call) : end_ran(link, call);
+		ran = settle_ran(link, call);
 	MemoryContextSwitchTo(old);
 	if (ran == RAN_ANSWERED)
 		saga_link_call_done(link);

@@ -113,7 +113,9 @@ struct SagaEndpoint
 	int			nopening;		/* of these not yet usable */
 	dlist_head	idle;			/* usable and free, last used first */
 	dlist_head	queue;			/* calls without a link, oldest first */
-	int			nqueued;
+	dlist_head	ending;			/* the same, of those that free locks */
+	int			nqueued;		/* in both */
+	int			nordinary;		/* links with a call that was in 'queue' */
 	SagaCircuit circuit;
 	int			failures;		/* in a row, of connections */
 	SagaTime	open_for;		/* how long the circuit was last opened */
@@ -154,6 +156,8 @@ struct SagaConnCall
 	SagaTime	sent;			/* when a link got it; 0: none did */
 	bool		in_doubt;		/* it may be done, for all we know: hanging up
 								 * now makes its outcome unknown */
+	bool		ends;			/* a prepared transaction, and with it locks
+								 * that others may wait for */
 	bool		retried;		/* a lost prepared statement is forgiven once */
 	char	  **parts;			/* PREPARE: results of the steps */
 	bool		answered;

@@ -39,6 +39,14 @@ typedef enum SagaItem
 	SAGA_ITEM_COMMIT,
 } SagaItem;
 
+/* What the exchanges of COMMIT and ROLLBACK PREPARED are for, in order. */
+typedef enum SagaBranchStage
+{
+	SAGA_STAGE_FENCE,			/* is our epoch the current one? */
+	SAGA_STAGE_END,				/* the command */
+	SAGA_STAGE_SETTLE,			/* what does the key say? */
+} SagaBranchStage;
+
 /* A statement of a template prepared on this connection. */
 typedef struct SagaStatement
 {
@@ -109,8 +117,7 @@ typedef struct SagaPqLink
 	SagaStatement described;
 	int			part;			/* PREPARE: part that is described, or the
 								 * number of those that have answered */
-	bool		settling;		/* COMMIT, ROLLBACK PREPARED: it was gone, or
-								 * is; the key is looked at */
+	SagaBranchStage stage;		/* COMMIT, ROLLBACK PREPARED */
 } SagaPqLink;
 
 #define SAGA_OLDEST_SERVER		120000
@@ -148,10 +155,20 @@ extern void saga_link_call_done(SagaPqLink *link);
 extern void saga_link_note_error(SagaPqLink *link, SagaItem item,
 								 const PGresult *res);
 
-/* ---- connector_call.c ---- */
+/* ---- connector_text.c ---- */
 
 /* Types a participant can be told by OID; the others it infers. */
 extern Oid *saga_wire_types(const SagaTemplate *tmpl);
+
+/* A type's name in SQL; "unknown" for those a participant infers. */
+extern const char *saga_call_type_name(Oid type);
+
+/* An array literal of texts and NULLs. */
+extern char *saga_call_array_text(int n, char **values);
+extern void saga_call_uuid_text(const pg_uuid_t *uuid, char *out);
+extern void saga_call_time_text(TimestampTz t, char *out, size_t size);
+
+/* ---- connector_call.c ---- */
 
 /* Commands that may not be a step: COMMIT, DISCARD, ... */
 extern bool saga_statement_is_refused(const char *sql);

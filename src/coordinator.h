@@ -94,6 +94,7 @@ typedef struct SagaCallOut
 	bool		local;
 	bool		conditional;
 	bool		asks_first;		/* a claim before an undo elsewhere */
+	bool		woken;			/* what it may have to wait for has come */
 	SagaTime	retry_after;	/* as the participant, or a lock, wishes; 0 = nothing */
 	bool		solo;
 	int			executor;		/* local: which, -1 = waiting for one */
@@ -254,6 +255,9 @@ extern SagaCallOut *saga_call_out(SagaRun *run, SagaCall *call, int node, SagaOp
 extern void saga_call_done(SagaCallOut *call);
 extern SagaCallOut *saga_call_by_tag(uint64 tag);
 extern void saga_calls_forget_run(SagaRun *run);
+
+/* A wake-up that may be faster than the answer it is for. */
+extern void saga_call_woken(const SagaRun *run, int32 step);
 extern void saga_dispatch_local(SagaCallOut *call, char **values, int nvalues);
 extern void saga_call_cancel(SagaRun *run, int step, SagaOp op);
 extern bool saga_call_is_out(SagaRun *run, int step, SagaOp op);

@@ -237,6 +237,9 @@ check_combination(SagaBuilder *b, JsonbContainer *node, int on)
 	if (on == ON_UNDO && !has(node, "compensation"))
 		saga_fault(b->faults, b->step, "Give one SQL statement.",
 				   "the step has no compensation");
+	if (on == ON_ASKED && !has(node, "by"))
+		saga_fault(b->faults, b->step, "Use saga.start_procedure().",
+				   "the step does not say which one asks for it");
 	if (on == ON_CALL && !has(node, "definition"))
 		saga_fault(b->faults, b->step, "Give the name of the definition to run.",
 				   "the step calls no definition");
@@ -290,6 +293,7 @@ static const struct
 	{"branch", ON_BRANCH, "cases"},
 	{"loop", ON_LOOP, "steps"},
 	{"savepoint", ON_SAVEPOINT, NULL},
+	{"asked", ON_ASKED, NULL},
 	{"when", ON_WHEN, "steps"},
 	{"otherwise", ON_OTHERWISE, "steps"},
 };

@@ -23,9 +23,10 @@
 #define ON_SAVEPOINT	0x0200
 #define ON_WHEN			0x0400
 #define ON_OTHERWISE	0x0800
+#define ON_ASKED		0x1000
 
 #define ON_CASES		(ON_WHEN | ON_OTHERWISE)
-#define ON_NODES		(0x0fff & ~ON_CASES)
+#define ON_NODES		(0x1fff & ~ON_CASES)
 #define ON_NAMED		(ON_NODES & ~ON_PARALLEL)
 
 typedef struct SagaBuilder

@@ -60,6 +60,7 @@ static const struct Property
 	{"action", ON_STEP, PROPERTY_SQL},
 	{"after", ON_NODES, PROPERTY_NAMES},
 	{"at", ON_SLEEP_UNTIL, PROPERTY_INSTANT},
+	{"by", ON_ASKED, PROPERTY_NAME},
 	{"callback", ON_STEP, PROPERTY_FLAG},
 	{"callback_timeout", ON_STEP, PROPERTY_WAIT},
 	{"compensation", ON_STEP | ON_UNDO, PROPERTY_SQL},

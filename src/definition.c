@@ -41,6 +41,8 @@
  *	  {"kind": "otherwise", "steps": [...]}]}
  *	{"kind": "loop", "name", "steps": [...], "while": expression, "max": 10}
  *	{"kind": "savepoint", "name", "max_tries": 3}
+ *	{"kind": "asked", "name", "by": step}: of durable procedures only, a call
+ *		to a participant that the result of another step describes
  *	{"kind": "parallel", "nodes": [node, ...]}
  *
  * each with "after": ["a", "b"], "condition": expression and "on_failure":
@@ -336,6 +338,23 @@ compile_child(SagaCompile *c, int i)
 	node->compensation_local = false;
 }
 
+/* What is called is not known before it is asked for (procedure_call.c). */
+static void
+compile_asked(SagaCompile *c, int i)
+{
+	SagaNode   *node = &c->def->graph->nodes[i];
+	SagaCall  **calls[] = {&c->def->action[i], &c->def->compensation[i]};
+
+	for (int j = 0; j < (int) lengthof(calls); j++)
+	{
+		*calls[j] = saga_compile_new_call(pstrdup(""), SAGA_DEFAULT_TIMEOUT, NULL);
+		(*calls[j])->kind = SAGA_CALL_ASKED;
+		(*calls[j])->by = saga_json_text(c->nodes[i].json, "by");
+	}
+	(*calls[1])->shape = SAGA_RESULT_FIRST;
+	node->has_compensation = true;
+}
+
 /* All of a node but its texts and its place in the order. */
 static void
 compile_node(SagaCompile *c, int i)
@@ -358,6 +377,8 @@ compile_node(SagaCompile *c, int i)
 		case SAGA_NODE_STEP:
 			if (strcmp(saga_node_kind(json), "call") == 0)
 				compile_child(c, i);
+			else if (strcmp(saga_node_kind(json), "asked") == 0)
+				compile_asked(c, i);
 			else
 				compile_step(c, i);
 			break;
@@ -530,6 +551,8 @@ compile_action(SagaCompile *c, int i)
 	SagaCall   *expression;
 	char	   *text;
 
+	if (action->kind == SAGA_CALL_ASKED)
+		return;
 	if (action->kind == SAGA_CALL_CHILD)
 	{
 		place.part = "input";
@@ -583,7 +606,8 @@ compile_texts(SagaCompile *c, int i)
 	def->control[i] = compile_control(c, i);
 	if (def->action[i] != NULL)
 		compile_action(c, i);
-	if (compensation != NULL && compensation->kind != SAGA_CALL_CHILD)
+	if (compensation != NULL && compensation->kind != SAGA_CALL_CHILD &&
+		compensation->kind != SAGA_CALL_ASKED)
 	{
 		SagaPlace	place = {.c = c,.node = i,.part = "compensation",.undo = true,
 			.remote = compensation->server != NULL,

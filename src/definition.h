@@ -27,6 +27,8 @@ typedef enum SagaCallKind
 	SAGA_CALL_CHILD,			/* as action: a saga of 'child' is started, as
 								 * compensation: it is undone */
 	SAGA_CALL_QUEUE,			/* nobody is called: offered to saga.take() */
+	SAGA_CALL_ASKED,			/* what is called says the result of another
+								 * step (procedure_call.c); tmpl is NULL */
 } SagaCallKind;
 
 typedef enum SagaProtocol
@@ -59,6 +61,9 @@ typedef struct SagaCall
 	SagaTemplate *tmpl;
 	char	   *child;			/* CHILD: name of a definition */
 	char	   *queue;			/* QUEUE */
+	char	   *by;				/* ASKED: name of the step whose result says */
+	Jsonb	   *args;			/* made from an ASKED one: what its names are;
+								 * else NULL: the input */
 	bool		callback;		/* an accepted answer is legal; the node's
 								 * timeout says how long its answer may take */
 	const char *part;			/* of an expression: what it is given as */

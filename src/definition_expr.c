@@ -490,6 +490,22 @@ trimmed(const char *text)
 	return pnstrdup(text, len);
 }
 
+/*
+ * Is it meant as JSON?  No expression begins with a brace or bracket; one that
+ * is a quoted name alone would be a column, and there are none.
+ */
+static bool
+is_json_text(const char *text)
+{
+	const char *p = text + 1;
+
+	if (text[0] != '"')
+		return text[0] == '{' || text[0] == '[';
+	while (*p != '\0' && *p != '"')
+		p += *p == '\\' && p[1] != '\0' ? 2 : 1;
+	return *p == '"' && p[1] == '\0';
+}
+
 SagaCall *
 saga_compile_expression(SagaPlace *place, SagaExpression kind, const char *text)
 {
@@ -497,7 +513,7 @@ saga_compile_expression(SagaPlace *place, SagaExpression kind, const char *text)
 	bool		json;
 
 	text = trimmed(text);
-	json = kind == SAGA_EXPR_JSON && (text[0] == '{' || text[0] == '[');
+	json = kind == SAGA_EXPR_JSON && is_json_text(text);
 	if (json)
 		text = json_expression(place, text);
 	place->body_seen = false;

@@ -190,6 +190,20 @@ saga_call_is_out(SagaRun *run, int step, SagaOp op)
 	return false;
 }
 
+void
+saga_call_woken(const SagaRun *run, int32 step)
+{
+	HASH_SEQ_STATUS status;
+	SagaCallOut *call;
+
+	if (run->calls == 0)
+		return;
+	hash_seq_init(&status, calls);
+	while ((call = hash_seq_search(&status)) != NULL)
+		if (call->run == run && call->node == step)
+			call->woken = true;
+}
+
 /* ----------------------------------------------------------- executors */
 
 /*
@@ -501,7 +515,7 @@ take_reply(const char *data)
 	}
 	if (reply.holds && call->run)
 		call->run->holds = true;
-	call->retry_after = reply.retry_ms * (SagaTime) 1000;
+	call->retry_after = call->woken ? 0 : reply.retry_ms * (SagaTime) 1000;
 	/* a lock wait alone does not make a step a long one */
 	if ((reply.alone || call->solo) && call->call)
 		call->call->slow = reply.slow;

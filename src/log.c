@@ -15,6 +15,7 @@
 #include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/hsearch.h"
 #include "utils/datetime.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -303,14 +304,56 @@ upsert(SagaTable *table, const Datum *key, const Datum *values,
 	}
 }
 
+typedef struct LastEntry
+{
+	pg_uuid_t	saga_id;
+	int			last;
+} LastEntry;
+
+/*
+ * A saga may have left memory and come back within one turn: of its entries,
+ * which begin with its id, only the last one counts.
+ */
+static HTAB *
+find_last(const void *entries, int n, size_t size)
+{
+	HASHCTL		ctl;
+	HTAB	   *last;
+
+	memset(&ctl, 0, sizeof(ctl));
+	ctl.keysize = sizeof(pg_uuid_t);
+	ctl.entrysize = sizeof(LastEntry);
+	ctl.hcxt = CurrentMemoryContext;
+	last = hash_create("saga last entries", n, &ctl,
+					   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	for (int i = 0; i < n; i++)
+	{
+		LastEntry  *e = hash_search(last, (const char *) entries + i * size,
+									HASH_ENTER, NULL);
+
+		e->last = i;
+	}
+	return last;
+}
+
+static bool
+is_last(HTAB *last, const pg_uuid_t *saga_id, int i)
+{
+	const LastEntry *e = hash_search(last, saga_id, HASH_FIND, NULL);
+
+	return e->last == i;
+}
+
 static void
 write_waiting(const SagaTurn *turn)
 {
 	SagaTable  *table;
+	HTAB	   *last;
 
 	if (turn->nstuck > 0)
 	{
 		table = saga_table_open("stuck_saga", RowExclusiveLock);
+		last = find_last(turn->stuck, turn->nstuck, sizeof(SagaStuckChange));
 		for (int i = 0; i < turn->nstuck; i++)
 		{
 			const SagaStuckChange *s = &turn->stuck[i];
@@ -318,6 +361,8 @@ write_waiting(const SagaTurn *turn)
 			Datum		v[7];
 			bool		n[7] = {0};
 
+			if (!is_last(last, &s->saga_id, i))
+				continue;
 			if (!s->stuck)
 			{
 				(void) saga_table_delete(table, &key);
@@ -337,6 +382,7 @@ write_waiting(const SagaTurn *turn)
 	if (turn->nwakeups > 0)
 	{
 		table = saga_table_open("wakeup", RowExclusiveLock);
+		last = find_last(turn->wakeups, turn->nwakeups, sizeof(SagaWakeup));
 		for (int i = 0; i < turn->nwakeups; i++)
 		{
 			const SagaWakeup *w = &turn->wakeups[i];
@@ -344,6 +390,8 @@ write_waiting(const SagaTurn *turn)
 			Datum		v[3];
 			bool		n[3] = {0};
 
+			if (!is_last(last, &w->saga_id, i))
+				continue;
 			if (w->due == 0)
 			{
 				(void) saga_table_delete(table, &key);

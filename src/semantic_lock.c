@@ -10,14 +10,12 @@
  * Nothing blocks.  An action that finds the lock held by another saga is
  * rolled back, stands in the queue (a row) and is answered as transient; it
  * eats no attempt.  Whoever ends hands the lock to the first in the queue in
- * the same transaction, so that nobody overtakes, and wakes it.  A wake-up may
- * be missed (the saga was not yet known to wait); then the step's own next
- * attempt, after a second and then less and less often, finds the lock its.
+ * the same transaction, so that nobody overtakes, and wakes it.
  *
  * Rows of one lock are read and changed under a heavyweight lock of its own
  * (the tag), held to the end of a short transaction: its user never waits for
- * it for long, and goes on without when it does not get it: what is then
- * missed is seen at the next attempt.
+ * it for long, and goes on without when it does not get it.  What is then
+ * missed (a wake-up, a circle) is seen at the step's own next attempt.
  *
  * Sagas that wait for each other in a circle are found when one begins to
  * wait, and at each further attempt: the youngest of them is declined.
@@ -51,7 +49,12 @@ PG_FUNCTION_INFO_V1(saga_semantic_unlock);
 #define TAG_TRIES		6
 #define TAG_PAUSE_US	500
 
-#define FIRST_RETRY_MS	1000
+/*
+ * Attempts of its own that a waiting step makes: soon when its place in the
+ * queue was taken without the tag, else as a net under the wake-up.
+ */
+#define SOON_MS			1000
+#define FIRST_RETRY_MS	10000
 #define LAST_RETRY_MS	60000
 
 /* What the action that has just failed waits for. */
@@ -443,6 +446,49 @@ take_place(const SagaLocalAction *action)
 }
 
 /*
+ * Whom a saga waits for, and who waits for it: for the holder of a lock, for a
+ * sub-saga.  OFFSET 0 has each looked up by index, however little the planner
+ * knows of these tables.
+ */
+#define WAITS_FOR(saga) \
+	"LATERAL (SELECT l.saga AS id FROM saga.semantic_lock_waiter w" \
+	" JOIN saga.semantic_lock l ON l.source = w.source AND l.key = w.key" \
+	" JOIN saga.instance i ON i.id = w.saga" \
+	" WHERE w.saga = " saga " AND l.saga <> w.saga AND i.direction = 'forward' AND i.ended_at IS NULL" \
+	" UNION ALL SELECT c.id FROM saga.instance c WHERE c.parent_id = " saga " AND c.ended_at IS NULL" \
+	" OFFSET 0) x"
+#define IS_AWAITED_BY(saga) \
+	"LATERAL (SELECT w.saga AS id FROM saga.semantic_lock l" \
+	" JOIN saga.semantic_lock_waiter w ON w.source = l.source AND w.key = l.key" \
+	" JOIN saga.instance i ON i.id = w.saga" \
+	" WHERE l.saga = " saga " AND l.saga <> w.saga AND i.direction = 'forward' AND i.ended_at IS NULL" \
+	" UNION ALL SELECT c.parent_id FROM saga.instance c WHERE c.id = " saga " AND c.parent_id IS NOT NULL" \
+	" OFFSET 0) x"
+#define DOWN \
+	"down AS (SELECT x.id FROM " WAITS_FOR("$1") \
+	" UNION SELECT x.id FROM down d CROSS JOIN " WAITS_FOR("d.id") ")"
+
+/* Does anybody wait for this saga, whom it waits for in turn? */
+static bool
+in_circle(const pg_uuid_t *saga)
+{
+	static SagaOwnQuery awaited = {
+		NULL,
+		"SELECT FROM " IS_AWAITED_BY("$1") " LIMIT 1",
+		1, {UUIDOID}
+	};
+	static SagaOwnQuery circle = {
+		NULL,
+		"WITH RECURSIVE " DOWN " SELECT FROM down WHERE id = $1",
+		1, {UUIDOID}
+	};
+	Datum		value = UUIDPGetDatum(saga);
+
+	return saga_own_query(&awaited, &value, NULL) > 0 &&
+		saga_own_query(&circle, &value, NULL) > 0;
+}
+
+/*
  * The youngest of the sagas that wait for each other in a circle with this
  * one; NULL: there is no circle.  Ids ascend with the time of start.
  */
@@ -451,23 +497,16 @@ youngest_in_circle(const pg_uuid_t *saga)
 {
 	static SagaOwnQuery query = {
 		NULL,
-		"WITH RECURSIVE edge AS NOT MATERIALIZED ("
-		" SELECT w.saga AS waits, l.saga AS has FROM saga.semantic_lock_waiter w"
-		" JOIN saga.semantic_lock l ON l.source = w.source AND l.key = w.key"
-		" JOIN saga.instance i ON i.id = w.saga"
-		" WHERE i.direction = 'forward' AND i.ended_at IS NULL AND w.saga <> l.saga"
-		" UNION ALL SELECT c.parent_id, c.id FROM saga.instance c"
-		" WHERE c.parent_id IS NOT NULL AND c.ended_at IS NULL),"
-		" down AS (SELECT has AS id FROM edge WHERE waits = $1"
-		" UNION SELECT e.has FROM down d JOIN edge e ON e.waits = d.id),"
-		" up AS (SELECT waits AS id FROM edge WHERE has = $1"
-		" UNION SELECT e.waits FROM up u JOIN edge e ON e.has = u.id)"
-		" SELECT id FROM down WHERE id IN (SELECT id FROM up)"
-		" AND $1 IN (SELECT id FROM down) ORDER BY id DESC LIMIT 1",
+		"WITH RECURSIVE " DOWN ","
+		" up AS (SELECT x.id FROM " IS_AWAITED_BY("$1")
+		" UNION SELECT x.id FROM up u CROSS JOIN " IS_AWAITED_BY("u.id") ")"
+		" SELECT id FROM down WHERE id IN (SELECT id FROM up) ORDER BY id DESC LIMIT 1",
 		1, {UUIDOID}
 	};
 	Datum		value = UUIDPGetDatum(saga);
 
+	if (!in_circle(saga))
+		return NULL;
 	saga_own_query(&query, &value, NULL);
 	return first_uuid();
 }
@@ -506,14 +545,18 @@ saga_lock_queue(const SagaLocalAction *action, SagaLockWait *wait)
 	pg_uuid_t  *holder;
 	pg_uuid_t  *victim;
 	int64		waited;
+	bool		tagged;
+	bool		ours;
 
 	memset(wait, 0, sizeof(*wait));
 	wait->answer = SAGA_ANSWER_TRANSIENT;
-	wait->retry_ms = FIRST_RETRY_MS;
 
 	SPI_connect();
+	/* of two that close a circle the second sees the first */
+	tagged = take_tag(InvalidOid, "queue");
 	waited = GetCurrentTimestamp() - take_place(action);
-	if (take_tag(source, key) && holder_of(source, key, &action->saga_id) == NULL)
+	tagged &= take_tag(source, key);
+	if (tagged && holder_of(source, key, &action->saga_id) == NULL)
 	{
 		/* it has just become free: whoever has waited longest gets it */
 		pg_uuid_t  *next = first_waiter(source, key, PointerGetDatum(construct_empty_array(UUIDOID)));
@@ -522,9 +565,9 @@ saga_lock_queue(const SagaLocalAction *action, SagaLockWait *wait)
 			hand_over(source, key, next);
 	}
 	holder = holder_of(source, key, &action->saga_id);
+	ours = holder && memcmp(holder, &action->saga_id, sizeof(*holder)) == 0;
 	victim = youngest_in_circle(&action->saga_id);
-	if (wanted.timeout_us >= 0 && waited >= wanted.timeout_us && holder &&
-		memcmp(holder, &action->saga_id, sizeof(*holder)) != 0)
+	if (wanted.timeout_us >= 0 && waited >= wanted.timeout_us && holder && !ours)
 		decline(action, wait, psprintf("saga %s still has the semantic lock on %s",
 									   uuid_text(holder), name));
 	else if (victim && memcmp(victim, &action->saga_id, sizeof(*victim)) == 0)
@@ -534,7 +577,8 @@ saga_lock_queue(const SagaLocalAction *action, SagaLockWait *wait)
 	{
 		if (victim)
 			wake_all_steps(victim, "it waits in a circle of sagas, and is the youngest of them");
-		wait->retry_ms = (int) Max(FIRST_RETRY_MS, Min(LAST_RETRY_MS, waited / 1000));
+		wait->retry_ms = ours ? 1 : !tagged ? SOON_MS :
+			(int) Max(FIRST_RETRY_MS, Min(LAST_RETRY_MS, waited / 1000));
 		if (wanted.timeout_us >= 0)
 			wait->retry_ms = (int) Max(1, Min(wait->retry_ms, (wanted.timeout_us - waited) / 1000 + 1));
 	}

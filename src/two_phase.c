@@ -149,6 +149,7 @@ call_problem(const SagaCall *call)
 			break;
 		case SAGA_CALL_HTTP:
 			return "an HTTP service cannot take part in two-phase commit: it has no transaction to prepare";
+		case SAGA_CALL_ASKED:		/* by a loop, which is refused already */
 		case SAGA_CALL_CHILD:
 			return "two-phase commit cannot call another saga, which has no transaction to prepare";
 		case SAGA_CALL_QUEUE:

@@ -286,6 +286,26 @@ $gate->quit;
 ok($c->until_state($id, 'terminated'), 'it ends');
 ok(until_true(\&none_prepared), 'and what stood prepared is ended');
 
+# ---- an old primary ends nothing ----
+
+my $epoch = $bank{a}->sql(q(SELECT concat_ws(', ', quote_literal(coordinator), timeline, counter - 1, quote_literal(nonce))
+                              FROM saga_participant.epoch), 'a');
+$bank{a}->refused('svc', "SELECT saga_participant.fence($epoch, true)", 'SGB04', qr/is not the current one/,
+    'an old coordinator may not end a prepared transaction', 'a');
+$bank{a}->refused('svc', "SELECT saga_participant.vote($epoch, '$id', 'prepare_a', 'infinity', 'g')", 'SGB04',
+    qr/is not the current one/, '... nor have one prepared', 'a');
+
+# ---- many that wait for the same rows: those that end have connections ----
+
+my @hot = split /\n/, $c->alice(<<'SQL');
+SELECT saga.start('transfer', protocol => 'two_phase', input =>
+    jsonb_build_object('source', 3, 'target', 4, 'amount', 1, 'gate', 0, 'pause', 0, 'tag', 'hot'))
+  FROM generate_series(1, 60) n
+SQL
+$began = time;
+is(scalar(grep { $c->ended($_) ne 'completed|||' } @hot), 0, 'sixty transfers between the same two accounts');
+cmp_ok(time - $began, '<', 30, 'none waits for a connection that waits for a lock');
+
 # ---- many, and everything fails ----
 
 my $before = total();

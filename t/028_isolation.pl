@@ -241,21 +241,44 @@ $c->refused('bob', "SELECT saga.create_escrow('stock', 'cd')", '42501', qr/anoth
 is($c->as('bob', 'SELECT count(*) FROM saga.escrow_counters'), '0', 'nor see it');
 
 # what a sub-saga has reserved is its parent's to decide about
-for my $ends ('complete', 'cancel')
+$c->alice(<<'SQL');
+SELECT saga.create_escrow('seats', value => 100);
+SELECT saga.define('child', steps => ARRAY[saga.step('take', 'SELECT saga.escrow(''seats'', '''', -10)')]);
+SELECT saga.define('parent', input => 'n integer', steps => ARRAY[
+  saga.step('take', 'SELECT saga.escrow(''seats'', '''', -1)'),
+  saga.call_step('call', 'child'),
+  saga.step('see', 'SELECT concat_ws('' '', value, reserved_down) FROM saga.escrow_counters WHERE counter = ''seats''',
+            compensation => 'none', returns => 'text'),
+  saga.step('end', 'SELECT 1 / :n')]);
+SELECT saga.define('greedy_child', steps => ARRAY[saga.step('s', 'SELECT saga.semantic_lock(''item'', ''p'')')]);
+SELECT saga.define('greedy', steps => ARRAY[
+  saga.step('s', 'SELECT saga.semantic_lock(''item'', ''p'')'), saga.call_step('call', 'greedy_child')])
+SQL
+for (0, 1)
 {
-    my @gates = (close_gate(), close_gate());
-    my ($parent, $child) = map { $c->start('sell', qq({"n": 1, "g": $_})) } $gate - 1, $gate;
-    $c->until("SELECT count(*) FROM saga.escrow_reservations WHERE counter = 'stock'", '2');
-    $c->sql("UPDATE saga.instance SET parent_id = '$parent' WHERE id = '$child'");
-    my ($value) = split / /, counter('stock');
-    $gates[1]->quit;
-    is($c->ended($child), 'completed|||', 'a sub-saga completes');
-    is(counter('stock'), "$value -2 0", 'and what it has reserved is not final');
-    $c->alice("SELECT saga.cancel('$parent')") if $ends eq 'cancel';
-    $gates[0]->quit;
-    $c->ended($parent);
-    is(counter('stock'), $ends eq 'cancel' ? "$value 0 0" : $value - 2 . ' 0 0', "before its parent ends: $ends");
+    $a = $c->start('parent', qq({"n": $_}));
+    is($c->ended($a), $_ ? 'completed|||' : 'compensated|declined|end|22012', 'a saga with a sub-saga');
+    is($c->sql("SELECT result FROM saga.steps WHERE saga_id = '$a' AND step = 'see'"), '"100 -11"',
+        'what the completed sub-saga has reserved is not final');
+    is(counter('seats'), $_ ? '89 0 0' : '100 0 0', 'before its parent ends');
 }
+$a = $c->start('greedy');
+like($c->ended($a), qr/^compensated\|declined\|call\|/, 'a sub-saga that wants what its parent has is declined');
+nothing_left('nothing is left of them');
+
+# steps that are begun anew reserve anew
+$c->alice(<<'SQL');
+SELECT saga.create_escrow('anew', value => 100);
+SELECT saga.define('anew', steps => ARRAY[
+  saga.savepoint_step('back', max_tries => 3),
+  saga.step('plain', 'SELECT saga.escrow(''anew'', '''', -5)'),
+  saga.step('undone', 'SELECT saga.escrow(''anew'', '''', -7)', 'SELECT 1'),
+  saga.step('see', 'SELECT act(''reserved'', reserved_down::text) FROM saga.escrow_counters WHERE counter = ''anew''', 'none'),
+  saga.step('fails', 'SELECT fail_first(2, ''SGB01'')', on_failure => 'goto:back')])
+SQL
+is($c->run('anew'), 'completed|||', 'a saga that goes back twice');
+is($c->sql("SELECT string_agg(arg, ' ') FROM app.effect WHERE what = 'reserved'"), '-12 -12 -12', 'has reserved once each time');
+is(counter('anew'), '88 0 0', 'and so much is taken in the end');
 
 # many at a time: never below zero, nothing lost
 $c->alice("SELECT saga.create_escrow('hot', value => 60)");

@@ -235,8 +235,8 @@ sub ask
 sub refused
 {
     local $Test::Builder::Level = $Test::Builder::Level + 1;
-    my ($self, $role, $sql, $code, $pattern, $name) = @_;
-    my ($got, $err) = $self->try($role, $sql);
+    my ($self, $role, $sql, $code, $pattern, $name, $db) = @_;
+    my ($got, $err) = $self->try($role, $sql, $db);
     my $ok = $got eq $code && $err =~ $pattern;
     ok($ok, $name) or diag("expected $code with $pattern, got: " . ($got || 'no error') . "\n$err");
     return $err;
