@@ -39,7 +39,6 @@ typedef struct SagaRun
 	uint8		written_direction;
 	uint8		written_cause;
 	int			change;			/* index into the turn's changes, or -1 */
-	int			wakeup;			/* index into its wake-ups, or -1 */
 	char	   *failed_step;	/* why it is being undone */
 	char		failed_sqlstate[6];
 	char	   *failed_error;

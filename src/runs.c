@@ -377,13 +377,11 @@ new_run(Known *known, const SagaInstanceRow *row, SagaDefinition *def,
 	run->context = context;
 	run->def = def;
 	run->known = known;
-	run->change = run->wakeup = -1;
+	run->change = -1;
 	if (known->has_wakeup)
 	{
-		SagaWakeup *w;
+		SagaWakeup *w = SAGA_APPEND(saga_turn.wakeups, saga_turn.nwakeups, saga_turn.maxwakeups);
 
-		run->wakeup = saga_turn.nwakeups;
-		w = SAGA_APPEND(saga_turn.wakeups, saga_turn.nwakeups, saga_turn.maxwakeups);
 		w->saga_id = row->id;
 		w->due = 0;
 		known->has_wakeup = false;

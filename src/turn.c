@@ -552,9 +552,7 @@ saga_turn_prepare(void)
 		}
 		if (!run->evict || run->calls > 0 || run->known->has_wakeup)
 			continue;
-		/* the row it had is replaced, or stays */
-		w = run->wakeup >= 0 ? &saga_turn.wakeups[run->wakeup] :
-			SAGA_APPEND(saga_turn.wakeups, saga_turn.nwakeups, saga_turn.maxwakeups);
+		w = SAGA_APPEND(saga_turn.wakeups, saga_turn.nwakeups, saga_turn.maxwakeups);
 		w->saga_id = run->row.id;
 		w->due = run->known->due == SAGA_NEVER ? DT_NOEND : run->known->due;
 		run->known->has_wakeup = true;
@@ -587,7 +585,7 @@ saga_turn_written(XLogRecPtr lsn)
 
 		run->touched = false;
 		run->ordered = false;
-		run->change = run->wakeup = -1;
+		run->change = -1;
 		if (run->end_undone)
 		{
 			Known	   *known = run->known;
