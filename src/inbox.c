@@ -20,6 +20,10 @@
 #include "signals.h"
 
 static HTAB *taken;				/* ids of rows taken, until they are deleted */
+static SagaRingEntry *deferred; /* to be taken in the next turn; in the turn's
+								 * memory */
+static int	ndeferred = 0,
+			maxdeferred = 0;
 
 static void
 forget_taken(void)
@@ -39,10 +43,24 @@ saga_inbox_init(void)
 	forget_taken();
 }
 
+/* Not before the turn is written. */
+static void
+defer(const SagaInboxRow *row)
+{
+	SagaRingEntry *entry = SAGA_APPEND(deferred, ndeferred, maxdeferred);
+
+	entry->saga_id = row->saga_id;
+	entry->inbox_id = row->id;
+}
+
 /* The turn is written, and with it the rows of its commands are gone. */
 void
 saga_commands_written(void)
 {
+	for (int i = 0; i < ndeferred; i++)
+		saga_arrive(&deferred[i].saga_id, deferred[i].inbox_id, 0);
+	deferred = NULL;
+	ndeferred = maxdeferred = 0;
 	if (hash_get_num_entries(taken) > 0)
 		forget_taken();
 }
@@ -448,7 +466,10 @@ saga_inbox_take(int64 inbox_id)
 		return;
 	known = saga_known(&row.saga_id, true);
 	if (known->run && known->run->reload)
-		return;					/* it is read again when that has happened */
+	{
+		defer(&row);
+		return;
+	}
 	if (strcmp(row.verb, "migrate") == 0 || strcmp(row.verb, "set_step_options") == 0)
 		take_amend(known, &row);
 	else if (strcmp(row.verb, "signal") == 0)

@@ -196,6 +196,8 @@ why_not_migrate(const Subject *s, SagaDefinition *to)
 		return psprintf("the saga runs version %d already", to->version);
 	if (s->two_phase)
 		return "the saga runs by two-phase commit";
+	if (strcmp(s->state, "pending") == 0)
+		return "the saga has not begun";
 	if (strcmp(s->state, "running") == 0)
 		return "the saga is running; pause it first";
 	return saga_refold(s->def, to, read_log(&s->id), &state);
@@ -242,6 +244,8 @@ saga_command(PG_FUNCTION_ARGS)
 		saga_amend_check_options(result);
 		if (s.two_phase)
 			why = "the saga runs by two-phase commit";
+		else if (strcmp(s.state, "pending") == 0)
+			why = "the saga has not begun";
 	}
 	if (why == NULL)
 		leave_command(&s, verb, step, result, has_value, value, reason);

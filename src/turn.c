@@ -570,7 +570,6 @@ reload(SagaRun *run)
 	known->clean = true;
 	saga_run_free(run, false);
 	saga_arrive(&id, 0, known->priority);
-	saga_inbox_reread(&id);
 }
 
 /* The turn's rows are committed up to lsn: let go of what waited for that. */
