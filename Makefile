@@ -28,6 +28,7 @@ export PG_MAJOR TESTS SIM_ARGS
 demo:
 	@$(here)tools/sandbox examples/orders/demo
 	@$(here)tools/sandbox examples/cqrs/demo
+	@$(here)tools/sandbox examples/transfer/demo
 check:
 	@$(here)tools/check build sim regress isolation tap
 check-build check-sim check-regress check-isolation check-tap: check-%:

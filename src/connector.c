@@ -4,7 +4,7 @@
  *		connections, and what is answered without one.
  *
  * Owns endpoints (a server as one user), their queues, limits and circuit
- * breakers, all timers, and the life of a call from submit to answer.  Used by
+ * breakers, and the life of a call from submit to answer.  Used by
  * a coordinator, between transactions.  Must not touch SPI, tables or catalogs
  * (server objects come with the request), must not block, and decides nothing
  * about sagas.  How a call is made is the business of connector_libpq.c and
@@ -53,7 +53,6 @@ static HTAB *endpoints = NULL;
 static HTAB *tags = NULL;
 static int	inside_api = 0;		/* within submit or cancel */
 static dlist_head answered = DLIST_STATIC_INIT(answered);	/* to be delivered */
-static pairingheap *timers = NULL;
 
 static void endpoint_timer(SagaTimer *timer);
 
@@ -88,36 +87,6 @@ saga_uuid_text(const pg_uuid_t *uuid, char *out)
 		*out++ = hex[uuid->data[i] & 0xf];
 	}
 	*out = '\0';
-}
-
-/* ---- timers ---- */
-
-static int
-compare_timers(const pairingheap_node *a, const pairingheap_node *b, void *arg)
-{
-	const SagaTimer *ta = pairingheap_const_container(SagaTimer, node, a);
-	const SagaTimer *tb = pairingheap_const_container(SagaTimer, node, b);
-
-	/* a pairing heap has its greatest on top: turn the order round */
-	return ta->due < tb->due ? 1 : ta->due > tb->due ? -1 : 0;
-}
-
-void
-saga_timer_clear(SagaTimer *timer)
-{
-	if (timer->due == 0)
-		return;
-	pairingheap_remove(timers, &timer->node);
-	timer->due = 0;
-}
-
-void
-saga_timer_set(SagaTimer *timer, SagaTime due, void (*fire) (SagaTimer *timer))
-{
-	saga_timer_clear(timer);
-	timer->due = Max(due, 1);
-	timer->fire = fire;
-	pairingheap_add(timers, &timer->node);
 }
 
 /* ---- answers ---- */
@@ -816,18 +785,10 @@ saga_connector_submit(const SagaRequest *request)
 static SagaTime
 next_due(void)
 {
-	SagaTime	due = SAGA_NEVER;
-	SagaTime	other;
-
-	if (timers == NULL)
-		return SAGA_NEVER;
 	if (!dlist_is_empty(&answered))
 		return 0;
-	if (!pairingheap_is_empty(timers))
-		due = pairingheap_container(SagaTimer, node,
-									pairingheap_first(timers))->due;
-	other = saga_resolver_next_due(GetCurrentTimestamp());
-	return Min(due, other);
+	return Min(saga_timers_next_due(),
+			   saga_resolver_next_due(GetCurrentTimestamp()));
 }
 
 static bool
@@ -836,17 +797,7 @@ run_due(SagaTime now)
 	bool		any = deliver_answered();
 
 	saga_resolver_run_timers();
-	while (!pairingheap_is_empty(timers))
-	{
-		SagaTimer  *timer = pairingheap_container(SagaTimer, node,
-												  pairingheap_first(timers));
-
-		if (timer->due > now)
-			break;
-		saga_timer_clear(timer);
-		timer->fire(timer);
-		any = true;
-	}
+	any |= saga_timers_run(now);
 	return deliver_answered() || any;
 }
 
@@ -926,7 +877,7 @@ saga_connector_close_all(void)
 	connector_context = NULL;
 	endpoints = NULL;
 	tags = NULL;
-	timers = NULL;
+	saga_timers_end();
 	inside_api = 0;
 	dlist_init(&answered);
 }
@@ -943,7 +894,6 @@ saga_connector_init(const SagaEpoch *e, int max_bytes,
 {
 	static bool registered = false;
 	HASHCTL		ctl;
-	MemoryContext old;
 
 	epoch = *e;
 	max_result_bytes = max_bytes;
@@ -957,9 +907,7 @@ saga_connector_init(const SagaEpoch *e, int max_bytes,
 											  ALLOCSET_DEFAULT_SIZES);
 	answer_context = AllocSetContextCreate(connector_context, "saga answers",
 										   ALLOCSET_DEFAULT_SIZES);
-	old = MemoryContextSwitchTo(connector_context);
-	timers = pairingheap_allocate(compare_timers, NULL);
-	MemoryContextSwitchTo(old);
+	saga_timers_begin(connector_context);
 	memset(&ctl, 0, sizeof(ctl));
 	ctl.hcxt = connector_context;
 	ctl.keysize = sizeof(SagaEndpointKey);

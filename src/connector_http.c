@@ -7,7 +7,7 @@
  * which call goes when, and by poll.c with events; what stands in a request,
  * and what an answer means, is in http_message.c.  Never blocks: libcurl is
  * told of sockets and timers and never waits itself, and names are resolved by
- * resolver.c, since libcurl would start a thread.  Touches no table.
+ * http_site.c, since libcurl would start a thread.  Touches no table.
  *
  * A *site* is an endpoint with one set of options: its connections are shared
  * with nobody, so none is used under options that it was not opened with.  A
@@ -28,68 +28,27 @@
 
 #include <arpa/inet.h>
 #include <netinet/in.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "storage/fd.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
-#include "connector_http.h"
-#include "resolver.h"
+#include "http_site.h"
 
 #define IDLE_FOR			(60 * SAGA_SECOND)
 #define CONNECTION_IDLE		4L	/* s; many services close them after 5 */
 #define CONNECTION_LIFE		300L	/* s; then the name may mean another host */
-#define ADDRESSES_LIFE		(30 * SAGA_SECOND)
 #define MAX_HEAD			(256 * 1024)	/* bytes of all headers together */
 #define MAX_REFUSAL			(64 * 1024) /* of the body of one */
 #define KEEP_BUFFER			(64 * 1024) /* of memory between calls */
-#define MORE_SOCKETS		20000
 #define POOL_LINKS			4
 #define POOL_LINKS_TLS		100 /* streams that one HTTP/2 connection may have */
-
-/* Addresses by what calling them could do. */
-typedef enum Reach
-{
-	REACH_PUBLIC,
-	REACH_LOOPBACK,
-	REACH_PRIVATE,
-	REACH_SPECIAL,				/* link-local, multicast, reserved */
-} Reach;
-
-typedef struct HttpSite
-{
-	SagaEndpoint *endpoint;
-	uint64		fingerprint;	/* of the options it is made for */
-	MemoryContext context;		/* holds this */
-	int			refs;			/* its pools, and who works on it */
-	dlist_head	pools;
-	SagaParticipantStat *stat;
-	char	   *name;			/* of the server */
-	SagaHttpIdentity *identity;
-	char	   *host;
-	char	   *port;
-	char	   *cafile;			/* or NULL: the system's */
-	bool		tls;
-	bool		allow_private;
-	bool		literal;		/* the host is an address */
-	int			connect_timeout_ms;
-	int			max_response;
-
-	/* of the host */
-	struct curl_slist *addresses;	/* for CURLOPT_RESOLVE */
-	SagaTime	resolved_at;	/* 0: never yet */
-	SagaResolve *resolve;		/* under way */
-	bool		resolving;
-	dlist_head	waiting;		/* links whose calls wait for it */
-} HttpSite;
 
 typedef struct HttpPool
 {
 	dlist_node	node;			/* in site->pools */
-	HttpSite   *site;
+	SagaHttpSite *site;
 	int			nlinks;
 	int			refs;			/* its links, and who works on it */
 	CURLM	   *multi;
@@ -113,8 +72,7 @@ typedef struct HttpLink
 	SagaTimer	timer;
 	SagaTime	idle_since;
 	CURL	   *easy;
-	dlist_node	waiting_node;
-	bool		waiting;		/* for the host's addresses */
+	SagaHttpWaiter waiter;		/* for the host's addresses */
 	bool		running;		/* in the hands of libcurl */
 	SagaHttpRequest *request;	/* of the call */
 
@@ -138,156 +96,19 @@ typedef struct HttpLink
 static void start_transfer(HttpLink *link);
 static void drain(HttpPool *pool);
 
-/* ---- addresses ---- */
-
-static Reach
-reach_of_ipv4(uint32 a)
-{
-	if ((a >> 24) == 127)
-		return REACH_LOOPBACK;
-	if ((a >> 24) == 10 || (a >> 20) == ((172 << 4) | 1) ||
-		(a >> 16) == ((192 << 8) | 168) ||
-		(a >> 22) == ((100 << 2) | 1))	/* 100.64/10: of carriers and clouds */
-		return REACH_PRIVATE;
-	if ((a >> 24) == 0 || (a >> 16) == ((169 << 8) | 254) ||
-		(a >> 8) == ((192 << 16)) || (a >> 17) == (((198 << 8) | 18) >> 1) ||
-		(a >> 28) >= 14)
-		return REACH_SPECIAL;
-	return REACH_PUBLIC;
-}
-
-static uint32
-ipv4_at(const uint8 *p)
-{
-	return ((uint32) p[0] << 24) | ((uint32) p[1] << 16) |
-		((uint32) p[2] << 8) | p[3];
-}
-
-static Reach
-reach_of_ipv6(const uint8 *a)
-{
-	static const uint8 zeros[16] = {0};
-	static const uint8 nat64[12] = {0, 0x64, 0xff, 0x9b};
-
-	if (memcmp(a, zeros, 15) == 0)
-		return a[15] == 1 ? REACH_LOOPBACK : REACH_SPECIAL;
-	/* an IPv4 address inside: mapped, compatible, NAT64, 6to4 */
-	if (memcmp(a, zeros, 10) == 0 && a[10] == 0xff && a[11] == 0xff)
-		return reach_of_ipv4(ipv4_at(a + 12));
-	if (memcmp(a, zeros, 12) == 0 || memcmp(a, nat64, 12) == 0)
-		return Max(reach_of_ipv4(ipv4_at(a + 12)), REACH_PRIVATE);
-	if (a[0] == 0x20 && a[1] == 0x02)
-		return reach_of_ipv4(ipv4_at(a + 2));
-	if ((a[0] & 0xfe) == 0xfc)
-		return REACH_PRIVATE;
-	if ((a[0] & 0xe0) != 0x20 || (a[0] == 0x20 && a[1] == 0x01 && a[2] == 0 && a[3] == 0))
-		return REACH_SPECIAL;
-	return REACH_PUBLIC;
-}
-
-/*
- * May this site open a connection there?  Whoever made the server may have
- * meant an address that he wrote himself; a name can be made to mean anything
- * by others.
- */
-static bool
-may_call(const HttpSite *site, const struct sockaddr *addr)
-{
-	Reach		reach;
-
-	if (site->allow_private)
-		return true;
-	if (addr->sa_family == AF_INET)
-		reach = reach_of_ipv4(ntohl(((const struct sockaddr_in *) addr)->sin_addr.s_addr));
-	else
-		reach = reach_of_ipv6(((const struct sockaddr_in6 *) addr)->sin6_addr.s6_addr);
-	switch (reach)
-	{
-		case REACH_PUBLIC:
-			return true;
-		case REACH_LOOPBACK:
-			return site->literal || pg_strcasecmp(site->host, "localhost") == 0;
-		case REACH_PRIVATE:
-			return site->literal;
-		default:
-			return false;
-	}
-}
-
 /* ---- sockets ---- */
-
-/*
- * Descriptors: the server budgets max_files_per_process for a process.  What
- * the operating system allows beyond that is for our sockets; where that is
- * not enough they come out of the budget.
- */
-static int	own_sockets = 0;
-static int	max_own_sockets = 0;
-static int	budgeted_sockets = 0;
-
-static void
-make_room(int wanted)
-{
-	static bool raised = false;
-	struct rlimit limit;
-
-	if (getrlimit(RLIMIT_NOFILE, &limit) != 0)
-		return;
-	if (!raised && max_own_sockets < wanted + own_sockets &&
-		limit.rlim_cur != RLIM_INFINITY)
-	{
-		rlim_t		most = (rlim_t) max_files_per_process + MORE_SOCKETS;
-
-		if (limit.rlim_max != RLIM_INFINITY && limit.rlim_max < most)
-			most = limit.rlim_max;
-		if (most > limit.rlim_cur)
-		{
-			limit.rlim_cur = most;
-			(void) setrlimit(RLIMIT_NOFILE, &limit);
-			(void) getrlimit(RLIMIT_NOFILE, &limit);
-		}
-		raised = true;
-	}
-	max_own_sockets = limit.rlim_cur == RLIM_INFINITY ? MORE_SOCKETS :
-		(int) Min(limit.rlim_cur, (rlim_t) max_files_per_process + MORE_SOCKETS) -
-		max_files_per_process - 64;
-}
-
-static bool
-reserve_socket(void)
-{
-	if (own_sockets < max_own_sockets)
-		own_sockets++;
-	else if (AcquireExternalFD())
-		budgeted_sockets++;
-	else
-		return false;
-	return true;
-}
-
-static void
-release_socket(void)
-{
-	if (budgeted_sockets > 0)
-	{
-		budgeted_sockets--;
-		ReleaseExternalFD();
-	}
-	else
-		own_sockets--;
-}
 
 static curl_socket_t
 open_socket(void *arg, curlsocktype purpose, struct curl_sockaddr *addr)
 {
 	HttpLink   *link = arg;
-	HttpSite   *site = link->pool->site;
+	SagaHttpSite *site = link->pool->site;
 	int			fd;
 
 	if (purpose != CURLSOCKTYPE_IPCXN ||
 		(addr->family != AF_INET && addr->family != AF_INET6))
 		return CURL_SOCKET_BAD;
-	if (!may_call(site, &addr->addr))
+	if (!saga_http_may_call(site, &addr->addr))
 	{
 		const void *bytes = addr->family == AF_INET ?
 			(const void *) &((struct sockaddr_in *) &addr->addr)->sin_addr :
@@ -297,7 +118,7 @@ open_socket(void *arg, curlsocktype purpose, struct curl_sockaddr *addr)
 						 sizeof(link->refused_address));
 		return CURL_SOCKET_BAD;
 	}
-	if (!reserve_socket())
+	if (!saga_http_reserve_socket())
 	{
 		link->no_descriptor = true;
 		return CURL_SOCKET_BAD;
@@ -305,7 +126,7 @@ open_socket(void *arg, curlsocktype purpose, struct curl_sockaddr *addr)
 	fd = socket(addr->family, addr->socktype | SOCK_CLOEXEC, addr->protocol);
 	if (fd < 0)
 	{
-		release_socket();
+		saga_http_release_socket();
 		link->no_descriptor = true;
 		return CURL_SOCKET_BAD;
 	}
@@ -346,7 +167,7 @@ close_socket(void *arg, curl_socket_t fd)
 	if (sock)
 		forget_socket(sock);
 	pg_atomic_fetch_sub_u32(&pool->site->stat->connections, 1);
-	release_socket();
+	saga_http_release_socket();
 	return close(fd);
 }
 
@@ -520,9 +341,9 @@ take_body(char *data, size_t size, size_t n, void *arg)
 static void
 stop_transfer(HttpLink *link)
 {
-	if (link->waiting)
-		dlist_delete(&link->waiting_node);
-	link->waiting = false;
+	if (link->waiter.waiting)
+		dlist_delete(&link->waiter.node);
+	link->waiter.waiting = false;
 	if (link->running)
 		(void) curl_multi_remove_handle(link->pool->multi, link->easy);
 	link->running = false;
@@ -672,22 +493,9 @@ transfer_done(HttpLink *link, CURLcode rc)
 }
 
 static void
-release_site(HttpSite *site)
-{
-	if (--site->refs > 0)
-		return;
-	if (site->endpoint->site == site)
-		site->endpoint->site = NULL;
-	if (site->resolve)
-		saga_resolve_forget(site->resolve);
-	curl_slist_free_all(site->addresses);
-	MemoryContextDelete(site->context);
-}
-
-static void
 release_pool(HttpPool *pool)
 {
-	HttpSite   *site = pool->site;
+	SagaHttpSite *site = pool->site;
 
 	if (--pool->refs > 0)
 		return;
@@ -697,7 +505,7 @@ release_pool(HttpPool *pool)
 	saga_timer_clear(&pool->timer);
 	dlist_delete(&pool->node);
 	pfree(pool);
-	release_site(site);
+	saga_http_site_release(site);
 }
 
 /* Take what libcurl has finished; the caller's hold on the pool ends here. */
@@ -725,7 +533,7 @@ drain(HttpPool *pool)
 static void
 set_options(HttpLink *link)
 {
-	HttpSite   *site = link->pool->site;
+	SagaHttpSite *site = link->pool->site;
 	CURL	   *easy = link->easy;
 
 	curl_easy_setopt(easy, CURLOPT_PRIVATE, (char *) link);
@@ -767,14 +575,18 @@ set_options(HttpLink *link)
 	curl_easy_setopt(easy, CURLOPT_WRITEDATA, link);
 }
 
-static void
+/* False: out of memory. */
+static bool
 set_request(HttpLink *link)
 {
 	CURL	   *easy = link->easy;
 	const SagaHttpRequest *request = link->request;
 	bool		once = link->link.call->request.at_most_once;
 
-	curl_easy_setopt(easy, CURLOPT_URL, request->url);
+	/* the two that libcurl copies */
+	if (curl_easy_setopt(easy, CURLOPT_URL, request->url) != CURLE_OK ||
+		curl_easy_setopt(easy, CURLOPT_CUSTOMREQUEST, request->method) != CURLE_OK)
+		return false;
 	curl_easy_setopt(easy, CURLOPT_HTTPHEADER, request->headers);
 
 	/* each time: without them libcurl would start a thread to look them up */
@@ -794,7 +606,7 @@ set_request(HttpLink *link)
 						 (curl_off_t) (request->body ? strlen(request->body) : 0));
 		curl_easy_setopt(easy, CURLOPT_POSTFIELDS, request->body ? request->body : "");
 	}
-	curl_easy_setopt(easy, CURLOPT_CUSTOMREQUEST, request->method);
+	return true;
 }
 
 static void
@@ -802,8 +614,8 @@ start_transfer(HttpLink *link)
 {
 	SagaFault	fault;
 
-	set_request(link);
-	if (curl_multi_add_handle(link->pool->multi, link->easy) == CURLM_OK)
+	if (set_request(link) &&
+		curl_multi_add_handle(link->pool->multi, link->easy) == CURLM_OK)
 	{
 		link->running = true;
 		return;
@@ -814,73 +626,25 @@ start_transfer(HttpLink *link)
 	call_done(link);
 }
 
-/* ---- names ---- */
-
 static void
-keep_addresses(HttpSite *site, int n, const char *const *addresses)
+host_resolved(SagaHttpWaiter *waiter, const SagaFault *fault)
 {
-	StringInfoData entry;
-	struct curl_slist *list;
+	HttpLink   *link = SAGA_CONTAINER(HttpLink, waiter, waiter);
 
-	initStringInfo(&entry);
-	appendStringInfo(&entry, "%s:%s:", site->host, site->port);
-	for (int i = 0; i < n; i++)
-		appendStringInfo(&entry, strchr(addresses[i], ':') ? "%s[%s]" : "%s%s",
-						 i > 0 ? "," : "", addresses[i]);
-	list = curl_slist_append(NULL, entry.data);
-	pfree(entry.data);
-	if (list == NULL)
-		return;
-	curl_slist_free_all(site->addresses);
-	site->addresses = list;
-	site->resolved_at = GetCurrentTimestamp();
-}
-
-static void
-name_resolved(void *arg, int n, const char *const *addresses,
-			  const char *fault_text)
-{
-	HttpSite   *site = arg;
-	SagaFault	fault;
-	char		message[256];
-
-	site->resolve = NULL;
-	site->resolving = false;
-	site->refs++;
-	if (n > 0)
-		keep_addresses(site, n, addresses);
+	if (fault == NULL)
+		start_transfer(link);
 	else
 	{
-		snprintf(message, sizeof(message),
-				 "could not resolve host \"%s\" of server \"%s\": %s", site->host,
-				 site->name, fault_text ? fault_text : "it has no address");
-		saga_fault_set(&fault, SAGA_ANSWER_TRANSIENT, "08001", message, NULL, NULL);
-		if (site->addresses == NULL)
-			saga_endpoint_failed(site->endpoint, &fault);
+		saga_call_fault(link->link.call, fault);
+		call_done(link);
 	}
-	while (!dlist_is_empty(&site->waiting))
-	{
-		HttpLink   *link = dlist_head_element(HttpLink, waiting_node, &site->waiting);
-
-		dlist_delete(&link->waiting_node);
-		link->waiting = false;
-		/* better the addresses of half a minute ago than none */
-		if (site->addresses)
-			start_transfer(link);
-		else
-		{
-			saga_call_fault(link->link.call, &fault);
-			call_done(link);
-		}
-	}
-	release_site(site);
 }
 
 static void
 send_call(SagaLink *base, SagaConnCall *call)
 {
 	HttpLink   *link = (HttpLink *) base;
-	HttpSite   *site = link->pool->site;
+	SagaHttpSite *site = link->pool->site;
 	MemoryContext old = MemoryContextSwitchTo(call->context);
 
 	link->request = saga_http_request(call, site->identity);
@@ -899,70 +663,17 @@ send_call(SagaLink *base, SagaConnCall *call)
 	link->error[0] = '\0';
 	if (link->request == NULL)
 		call_done(link);
-	else if (site->literal ||
-			 (site->addresses &&
-			  site->resolved_at + ADDRESSES_LIFE > GetCurrentTimestamp()))
+	else if (saga_http_site_resolved(site))
 		start_transfer(link);
 	else
-	{
-		link->waiting = true;
-		dlist_push_tail(&site->waiting, &link->waiting_node);
-		if (!site->resolving)
-		{
-			SagaResolve *resolve;
-
-			/* the answer may come, and end all this, before it returns */
-			site->resolving = true;
-			site->refs++;
-			resolve = saga_resolve_start(site->host, name_resolved, site);
-			if (site->resolving)
-				site->resolve = resolve;
-			release_site(site);
-		}
-	}
+		saga_http_site_wait(site, &link->waiter);
 }
 
-/* ---- sites, pools and links ---- */
-
-static HttpSite *
-make_site(SagaEndpoint *endpoint)
-{
-	const SagaServer *server = endpoint->server;
-	const char *cafile = saga_server_value(server, "sslrootcert");
-	MemoryContext context = AllocSetContextCreate(saga_connector_context(),
-												  "saga HTTP site",
-												  ALLOCSET_SMALL_SIZES);
-	MemoryContext old = MemoryContextSwitchTo(context);
-	HttpSite   *site = palloc0(sizeof(HttpSite));
-	struct in6_addr unused;
-
-	site->endpoint = endpoint;
-	site->fingerprint = server->fingerprint;
-	site->context = context;
-	site->stat = endpoint->stat;
-	site->name = pstrdup(server->name);
-	site->identity = saga_http_identity(server);
-	site->host = pstrdup(saga_server_value(server, "host"));
-	site->port = pstrdup(saga_server_value(server, "port"));
-	site->cafile = cafile ? pstrdup(cafile) : NULL;
-	site->tls = strncmp(saga_server_value(server, "base"), "https:", 6) == 0;
-	site->allow_private = server->allow_private;
-	site->literal = inet_pton(AF_INET, site->host, &unused) == 1 ||
-		inet_pton(AF_INET6, site->host, &unused) == 1;
-	site->connect_timeout_ms = server->connect_timeout_ms;
-	site->max_response = saga_connector_max_result();
-	if (server->max_response > 0)
-		site->max_response = Min(site->max_response, server->max_response);
-	dlist_init(&site->pools);
-	dlist_init(&site->waiting);
-	MemoryContextSwitchTo(old);
-	make_room(server->pool_size);
-	return site;
-}
+/* ---- pools and links ---- */
 
 /* NULL: out of memory. */
 static HttpPool *
-make_pool(HttpSite *site)
+make_pool(SagaHttpSite *site)
 {
 	HttpPool   *pool;
 	CURLM	   *multi = curl_multi_init();
@@ -988,7 +699,7 @@ static HttpPool *
 pool_for(SagaEndpoint *endpoint)
 {
 	static bool library_ready = false;
-	HttpSite   *site = endpoint->site;
+	SagaHttpSite *site = endpoint->site;
 	HttpPool   *pool = NULL;
 	dlist_iter	iter;
 
@@ -997,8 +708,9 @@ pool_for(SagaEndpoint *endpoint)
 	library_ready = true;
 	/* one of other options goes with the last of its links */
 	if (site == NULL || site->fingerprint != endpoint->server->fingerprint)
-		endpoint->site = site = make_site(endpoint);
-	site->refs++;
+		endpoint->site = site = saga_http_site_make(endpoint);
+	else
+		site->refs++;
 	dlist_foreach(iter, &site->pools)
 	{
 		HttpPool   *one = dlist_container(HttpPool, node, iter.cur);
@@ -1016,7 +728,7 @@ pool_for(SagaEndpoint *endpoint)
 		pool->refs++;
 		pool->nlinks++;
 	}
-	release_site(site);
+	saga_http_site_release(site);
 	return pool;
 }
 
@@ -1049,6 +761,7 @@ open_link(SagaEndpoint *endpoint)
 	link->context = context;
 	link->pool = pool;
 	link->easy = easy;
+	link->waiter.resolved = host_resolved;
 	link->idle_since = GetCurrentTimestamp();
 	link->link.fingerprint = endpoint->server->fingerprint;
 	saga_endpoint_link_add(endpoint, &link->link);

@@ -39,6 +39,13 @@ extern void saga_timer_set(SagaTimer *timer, SagaTime due,
 						   void (*fire) (SagaTimer *timer));
 extern void saga_timer_clear(SagaTimer *timer);
 
+/* ---- connector_timers.c for connector.c ---- */
+
+extern void saga_timers_begin(MemoryContext context);
+extern void saga_timers_end(void);
+extern SagaTime saga_timers_next_due(void);
+extern bool saga_timers_run(SagaTime now);
+
 /* ---- connectors ---- */
 
 typedef struct SagaLink SagaLink;

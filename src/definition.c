@@ -347,7 +347,8 @@ compile_asked(SagaCompile *c, int i)
 
 	for (int j = 0; j < (int) lengthof(calls); j++)
 	{
-		*calls[j] = saga_compile_new_call(pstrdup(""), SAGA_DEFAULT_TIMEOUT, NULL);
+		*calls[j] = saga_compile_new_call(NULL, SAGA_DEFAULT_TIMEOUT, NULL);
+		(*calls[j])->server = pstrdup("");	/* some participant */
 		(*calls[j])->kind = SAGA_CALL_ASKED;
 		(*calls[j])->by = saga_json_text(c->nodes[i].json, "by");
 	}

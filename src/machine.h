@@ -180,7 +180,7 @@ typedef struct SagaStep
 								 * iterations begun; SAVEPOINT: tries begun */
 	int32		first_run;		/* EACH, LOOP: its newest scope run, or -1; the
 								 * others by SagaScopeRun.previous */
-	int32		runs_open;		/* EACH: not over yet */
+	int32		runs_open;		/* EACH, LOOP: those that are not over */
 	uint8		status;			/* SagaStepStatus.  A retry that is out leaves
 								 * it in BACKOFF / UNDO_BACKOFF, with in_flight.
 								 * CALLING / UNDO_CALLING of a local call and
@@ -188,24 +188,24 @@ typedef struct SagaStep
 	uint8		reason;			/* SagaStuckReason while it needs somebody */
 	uint8		last_kind;		/* SagaAnswerKind of the last attempt */
 	uint8		broken;			/* broken answers in a row */
-	bool		replaced:1;			/* a later take stands in its place */
-	bool		breakpoint:1;		/* pause when it is reached */
-	bool		evaluated:1;		/* its condition was found true */
-	bool		region:1;			/* of an undo back to a save-point */
-	bool		maybe:1;			/* remote: the action may have happened
+	bool		replaced:1;		/* a later take stands in its place */
+	bool		breakpoint:1;	/* pause when it is reached */
+	bool		evaluated:1;	/* its condition was found true */
+	bool		region:1;		/* of an undo back to a save-point */
+	bool		maybe:1;		/* remote: the action may have happened
 								 * although we hold no answer saying so */
-	bool		undo_maybe:1;		/* the same of the compensation */
-	bool		sticky:1;			/* an attempt of the current op went
+	bool		undo_maybe:1;	/* the same of the compensation */
+	bool		sticky:1;		/* an attempt of the current op went
 								 * unanswered: it can still arrive, so that a
 								 * later "no" does not end the doubt */
-	bool		happened:1;			/* the action is recorded as done */
-	bool		continued:1;		/* FAILED, and counts as done */
-	bool		settled:1;			/* those that follow have been told */
-	bool		refused:1;			/* claimed for a skip: SKIPPED must follow */
-	bool		claiming:1;			/* a verb waits for SAGA_OP_CLAIM */
-	bool		claim_skip:1;		/* ... which is to skip the step */
-	bool		claim_failed:1;		/* the last claim got no result */
-	bool		skip_tried:1;		/* ... and was for a skip: if the call is now
+	bool		happened:1;		/* the action is recorded as done */
+	bool		continued:1;	/* FAILED, and counts as done */
+	bool		settled:1;		/* those that follow have been told */
+	bool		refused:1;		/* claimed for a skip: SKIPPED must follow */
+	bool		claiming:1;		/* a verb waits for SAGA_OP_CLAIM */
+	bool		claim_skip:1;	/* ... which is to skip the step */
+	bool		claim_failed:1;	/* the last claim got no result */
+	bool		skip_tried:1;	/* ... and was for a skip: if the call is now
 								 * answered REFUSED, that has come to pass */
 	int32		attempts;		/* attempts of the current op that were
 								 * answered (lost workers eat none) */
@@ -219,12 +219,12 @@ typedef struct SagaStep
 	SagaTime	claim_due;		/* while claiming: not before */
 
 	/* ---- ephemeral ---- */
-	bool		in_flight:1;		/* a call is out */
-	bool		claim_out:1;		/* a claim is out */
-	bool		lost:1;				/* a call of the current op may have been sent
+	bool		in_flight:1;	/* a call is out */
+	bool		claim_out:1;	/* a claim is out */
+	bool		lost:1;			/* a call of the current op may have been sent
 								 * whose answer will never be seen */
-	bool		undo_opened:1;		/* its bodies may be undone */
-	bool		listed:1;			/* in state->failed */
+	bool		undo_opened:1;	/* its bodies may be undone */
+	bool		listed:1;		/* in state->failed */
 	uint8		undo_class;		/* machine_undo.c's */
 	int32		undo_wait;		/* how many others still block its undo */
 	int32		wake;			/* 1 + place in state->wakes; 0: in none */

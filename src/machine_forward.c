@@ -261,7 +261,7 @@ go_back(Machine *m, int32 i, PivotPhase phase)
 	const SagaStep *step;
 	const SagaNode *to;
 
-	if (savepoint == SAGA_NO_NODE)
+	if (savepoint == SAGA_NO_NODE || state->hook.status != SAGA_STEP_IDLE)
 		return false;
 	step = &state->steps[savepoint];
 	to = node_of(state, step);

@@ -191,6 +191,8 @@ extern bool machine_apply_step(SagaState *state, const SagaRecord *record);
 /* machine_steps.c */
 extern bool machine_needs_eval(const SagaState *state, const SagaStep *step,
 							   SagaEval *eval);
+extern int32 machine_run_by_number(const SagaState *state, int32 owner,
+								   int32 number);
 extern SagaOp machine_op(const SagaState *state, const SagaStep *step);
 
 /* machine.c */

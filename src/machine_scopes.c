@@ -106,22 +106,9 @@ saga_machine_create(const SagaGraph *graph, SagaTime deadline,
 }
 
 /*
- * The scope run of this number that an earlier take of the owner had, or -1:
- * what runs in the new one is a later take of what ran there.
+ * The scope runs number .. number + n - 1 of the owner's body.  What runs in
+ * one is a later take of what ran in that of an earlier take of the owner.
  */
-static int32
-earlier_run(const SagaState *state, int32 owner, int32 number)
-{
-	for (int32 i = state->steps[owner].replaces; i >= 0;
-		 i = state->steps[i].replaces)
-		for (int32 run = state->steps[i].first_run; run >= 0;
-			 run = state->runs[run].previous)
-			if (state->runs[run].number == number)
-				return run;
-	return -1;
-}
-
-/* The scope runs number .. number + n - 1 of the owner's body. */
 static void
 add_runs(SagaState *state, int32 owner, int32 number, int32 n)
 {
@@ -142,7 +129,9 @@ add_runs(SagaState *state, int32 owner, int32 number, int32 n)
 	{
 		int32		r = state->nruns++;
 		SagaScopeRun *run = &state->runs[r];
-		int32		before = earlier_run(state, owner, number + k);
+		int32		before = machine_run_by_number(state,
+											   state->steps[owner].replaces,
+											   number + k);
 
 		memset(run, 0, sizeof(*run));
 		run->scope = body;

@@ -187,8 +187,8 @@ depth_of(const SagaGraph *graph, int32 node)
  * The run of an owner's body with this number, -1 meaning the newest: of its
  * latest take that has one.
  */
-static int32
-run_by_number(const SagaState *state, int32 owner, int32 number)
+int32
+machine_run_by_number(const SagaState *state, int32 owner, int32 number)
 {
 	for (; owner >= 0; owner = state->steps[owner].replaces)
 	{
@@ -226,7 +226,7 @@ find_run(const SagaState *state, int32 node, const StepName *parts, int depth)
 	run = find_run(state, owner, parts, depth - 1);
 	if (run < 0)
 		return -1;
-	return run_by_number(state, sibling(state, run, owner),
+	return machine_run_by_number(state, sibling(state, run, owner),
 						 depth <= parts->depth ? parts->numbers[depth - 1] : -1);
 }
 

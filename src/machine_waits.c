@@ -291,22 +291,28 @@ may_complete(const SagaState *state, const SagaEvent *event)
 {
 	const SagaStep *step;
 	bool		done = event->answer == SAGA_ANSWER_DONE;
+	bool		awaited;
 
 	if (!is_step(state, event->node) || event->answer > SAGA_ANSWER_UNKNOWN)
 		return false;
 	step = &state->steps[event->node];
+
+	/* between attempts a "no" may be news only of one that went unanswered */
+	awaited = done || step->in_flight || step->sticky;
 	if (event->op == SAGA_OP_UNDO)
 		return in_undo_phase(step) && !is_local(state, step, true) &&
-			(done || step->status != SAGA_STEP_UNDO_STUCK);
+			(step->status == SAGA_STEP_UNDO_STUCK ? done :
+			 step->status == SAGA_STEP_UNDO_ACCEPTED || awaited);
 	if (event->op != SAGA_OP_ACTION || !is_sent(state, step) ||
 		step->replaced)
 		return false;
 	switch (step->status)
 	{
-		case SAGA_STEP_CALLING:
-		case SAGA_STEP_BACKOFF:
 		case SAGA_STEP_ACCEPTED:
 			return true;
+		case SAGA_STEP_CALLING:
+		case SAGA_STEP_BACKOFF:
+			return awaited;
 		case SAGA_STEP_STUCK:
 			return done && step->maybe;
 		default:
@@ -317,6 +323,8 @@ may_complete(const SagaState *state, const SagaEvent *event)
 void
 machine_on_completed(Machine *m, const SagaEvent *event)
 {
+	SagaStep   *step;
+
 	if (!may_complete(m->state, event))
 	{
 		m->out->ignored = "the answer is not awaited";
@@ -324,14 +332,14 @@ machine_on_completed(Machine *m, const SagaEvent *event)
 	}
 
 	/*
-	 * A call that is out may be a later attempt than the one that this is the
-	 * answer of: then a "no" does not end the doubt.
+	 * A retry that is out may be a later attempt than the one that this is
+	 * the answer of: then a "no" does not end the doubt.
 	 */
-	if (m->state->steps[event->node].in_flight)
-	{
-		machine_forget_call(m, event->node);
-		machine_set_lost(m->state, &m->state->steps[event->node], true);
-	}
+	step = &m->state->steps[event->node];
+	if (step->in_flight && (step->status == SAGA_STEP_BACKOFF ||
+							step->status == SAGA_STEP_UNDO_BACKOFF))
+		machine_set_lost(m->state, step, true);
+	machine_forget_call(m, event->node);
 	machine_answer_step(m, event);
 }
 

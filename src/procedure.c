@@ -270,7 +270,6 @@ text_arg(FunctionCallInfo fcinfo, int n)
 Datum
 saga_procedure_step(PG_FUNCTION_ARGS)
 {
-	const char *problem;
 	char	   *name = text_arg(fcinfo, 0);
 	char	   *action = text_arg(fcinfo, 1);
 	char	   *server;
@@ -281,12 +280,11 @@ saga_procedure_step(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("a step needs a name and an action")));
-	problem = saga_step_name_problem(name);
-	if (problem)
+	if (name[0] == '\0' || strlen(name) > SAGA_MAX_STEP_NAME)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("\"%s\" cannot be the name of a step", name),
-				 errdetail_internal("%s", problem)));
+				 errdetail("It must have 1 to %d bytes.", SAGA_MAX_STEP_NAME)));
 	if (args && !JB_ROOT_IS_OBJECT(args))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),

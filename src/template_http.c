@@ -23,7 +23,8 @@
 #include "compat.h"
 #include "template.h"
 
-#define MAX_PARAMS	1000
+#define MAX_PARAMS		1000
+#define MAX_PATH_BYTES	65536
 
 typedef struct HttpScanner
 {
@@ -489,10 +490,11 @@ saga_http_path(const SagaTemplate *tmpl, char **values, const char **problem)
 			return NULL;
 	}
 	path = assembled(tmpl->path, values, tmpl->npath);
-	if (!has_dots(path))
-		return path;
-	*problem = "a segment of the path would be \".\" or \"..\"";
-	return NULL;
+	if (has_dots(path))
+		*problem = "a segment of the path would be \".\" or \"..\"";
+	else if (strlen(path) > MAX_PATH_BYTES)
+		*problem = "the path would be longer than 64 kB";
+	return *problem ? NULL : path;
 }
 
 char *

@@ -454,7 +454,7 @@ saga_verb(PG_FUNCTION_ARGS)
 	look_at(id, &look);
 	name = check_right(id, &look, "operate");
 	if (step && strcmp(step, "$end") != 0 &&
-		saga_definition_node(definition_of(&look), step) == SAGA_NO_NODE)
+		saga_definition_node(definition_of(&look), pnstrdup(step, strcspn(step, "[~"))) == SAGA_NO_NODE)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("saga \"%s\" has no step \"%s\"", name, step),

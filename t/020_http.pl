@@ -127,10 +127,10 @@ $c->sql('TRUNCATE app.effect');
 $s->take_effects;
 
 for my $bad (
-    [ '..', 'H', 'two dots' ], [ '.', 'H', 'a dot' ], [ '', 'H', 'nothing' ])
+    [ '..', 'two dots' ], [ '.', 'a dot' ], [ '', 'nothing' ], [ 'x' x 70000, 'too long a text' ])
 {
     my $before = $s->requests;
-    is($c->run('call', input('ok', $bad->[0])), 'compensated|declined|call|22023', "$bad->[2] as a segment of the path is refused");
+    is($c->run('call', input('ok', $bad->[0])), 'compensated|declined|call|22023', "$bad->[1] as a segment of the path is refused");
     is(scalar($s->requests), $before, 'before anything is sent');
 }
 $c->sql('TRUNCATE app.effect');
@@ -379,6 +379,17 @@ SKIP:
     is($s->take_effects, 'POST named, POST alias', 'and so it was');
 }
 $s->take_effects;
+my $n = 0;
+for my $host ('169.254.169.254', '0.0.0.0', '224.0.0.1', '255.255.255.255', '[::]', '[fe80::1]', '[ff02::1]',
+    '[::ffff:169.254.169.254]', '[64:ff9b::a9fe:a9fe]', '[2002:a9fe:a9fe::1]')
+{
+    my $name = 'special' . $n++;
+    http_server($name => "http://$host", mapping => '');
+    like($c->alice("SELECT found FROM saga.check_participant('$name') WHERE NOT ok"), qr/may not call/, "$host is not called");
+}
+my ($coordinator) = $c->worker_pids('saga coordinator');
+my ($threads) = PostgreSQL::Test::Utils::slurp_file("/proc/$coordinator/status") =~ /^Threads:\s+(\d+)/m;
+is($threads, 1, 'names are looked up without a thread');
 for my $url ('http://2130706433', 'http://0x7f.1', 'http://0177.0.0.1', 'http://127.1', 'http://%31%32%37.0.0.1', 'ftp://x', 'file:///etc/passwd',
     'http://x/?q', 'http://x/#f', 'http://', 'x', 'http://a b', 'http://[fe80::1%25eth0]/', 'gopher://x', 'http://x:0', "http://x\ny")
 {
@@ -517,14 +528,15 @@ is(scalar(grep { $_->{what} =~ /^undone\d+$/ } $s->effects), 20, 'each of them')
 # ---- many at once ----
 
 $c->alice(<<'SQL');
-SELECT saga.define('many', input => 'n int', steps => ARRAY[
-  saga.step('call', server => 'svc', action => 'POST /slow-3000/m:{n}', compensation => 'none', timeout => '60 s')]);
+SELECT saga.define('many', input => 'n int, mode text', steps => ARRAY[
+  saga.step('call', server => 'svc', action => 'POST /:mode/m:{n}', compensation => 'none', timeout => '60 s')]);
 SQL
 my ($memory, @memory);
 for my $round (1 .. 3)
 {
-    @ids = split /\n/, $c->alice(<<'SQL');
-SELECT id FROM saga.start_many('many', (SELECT jsonb_agg(jsonb_build_object('n', n)) FROM generate_series(1, 1000) n))
+    my $mode = $round == 1 ? 'slow-3000' : 'slow-300';
+    @ids = split /\n/, $c->alice(<<SQL);
+SELECT id FROM saga.start_many('many', (SELECT jsonb_agg(jsonb_build_object('n', n, 'mode', '$mode')) FROM generate_series(1, 1000) n))
 SQL
     if ($round == 1)
     {

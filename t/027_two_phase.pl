@@ -334,6 +334,38 @@ SELECT state, cause, failed_step, sqlstate, count(*), min(error) FROM saga.insta
  WHERE protocol = 'two_phase' AND input->>'tag' = 'many' GROUP BY 1, 2, 3, 4
 SQL
 
+# the coordinator looked for orphans every second, all the time
+my %ended_as_orphan = map { $_ => 1 }
+  PostgreSQL::Test::Utils::slurp_file($c->{node}->logfile) =~ /orphaned prepared transaction "saga_\d+_\d+_([-0-9a-f]{36})_/g;
+is(join(' ', map { $ended_as_orphan{$_} ? $_ : () } split /\n/, $c->sql(<<'SQL')), '', 'no saga of its own was taken for one');
+SELECT id FROM saga.instances WHERE input->>'tag' IN ('many', 'hot')
+SQL
+cmp_ok(scalar(keys %ended_as_orphan), '>=', 3, 'those that were had no live saga');
+
+# ---- the example ----
+
+my %connstr;
+for ([ office => $c->{node} ], [ north => $bank{a}{node} ], [ south => $bank{b}{node} ])
+{
+    my ($db, $node) = @$_;
+    $node->safe_psql('postgres', "CREATE DATABASE $db");
+    $connstr{$db} = $node->connstr($db) . ' user=' . (getpwuid $<)[0];
+}
+my @connstr = @connstr{qw(office north south)};
+is(system('examples/transfer/setup', @connstr), 0, 'the transfer example is set up');
+my $transfers = <<'SQL';
+SELECT count(saga.start('transfer', protocol => (ARRAY['saga', 'two_phase'])[1 + n % 2], input =>
+    jsonb_build_object('source', n, 'target', CASE WHEN n % 20 = 0 THEN 1000 ELSE n END, 'amount', n)))
+  FROM generate_series(1, 60) n
+SQL
+$c->as('office', $transfers, 'office');
+$bank{b}{node}->stop('immediate');
+$c->as('office', $transfers, 'office');
+$bank{b}{node}->start;
+ok($c->until("SELECT count(*) FROM saga.instances WHERE ended_at IS NULL", '0', 'office'), 'its transfers have ended');
+my $report = `examples/transfer/check @{[map { "'$_'" } @connstr]} 2>&1`;
+is($?, 0, 'and the banks agree') or diag($report);
+
 # ---- what cannot be run so ----
 
 my $no = 'SGD01';

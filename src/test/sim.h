@@ -207,6 +207,8 @@ extern void check_call(const SagaCommand *c);
 extern void check_effects_after(int place);
 extern void check_silence(void);
 extern void check_ended(void);
+
+/* sim_cases.c */
 extern void check_graph_faults(void);
 extern void check_names(void);
 extern void fuzz_fold(void);
