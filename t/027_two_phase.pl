@@ -212,6 +212,8 @@ ended_or_undoing($id);
 $bank{b}{node}->start;
 ended_ok($id, qr/^compensated\|declined\|prepare_b/, 'a participant that is down: aborted');
 is(balances(), '920 1080', 'nothing moved');
+# a saga waits until the circuit has closed again; a vote would not
+is($c->run('transfer', input(source => 15, target => 15)), 'completed|||', 'it is back');
 sub ended_or_undoing
 {
     my ($saga) = @_;
