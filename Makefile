@@ -2,7 +2,8 @@
 #
 #   make            build for the PostgreSQL that PG_CONFIG names
 #   make install    install it there
-#   make demo       the examples, on throw-away servers
+#   make demo       the leading examples, on throw-away servers
+#   make example NAME=video     one of examples/
 #   make check      all tests, on throw-away servers
 #   make check-regress | check-isolation | check-tap [TESTS='t/001_basic.pl']
 #                   one kind of them
@@ -16,19 +17,21 @@
 PG_MAJOR ?= 15
 here := $(dir $(abspath $(lastword $(MAKEFILE_LIST))))
 
-ours := demo check check-build check-sim check-regress check-isolation \
+ours := demo example check check-build check-sim check-regress check-isolation \
 	check-tap sim shell
 
 ifneq ($(filter $(ours),$(MAKECMDGOALS)),)
 
 # These need no PGXS, which may not be installed yet.
-export PG_MAJOR TESTS SIM_ARGS
+export PG_MAJOR TESTS SIM_ARGS EXAMPLE_COUNT
 
 .PHONY: $(ours)
 demo:
 	@$(here)tools/sandbox examples/orders/demo
 	@$(here)tools/sandbox examples/cqrs/demo
 	@$(here)tools/sandbox examples/transfer/demo
+example:
+	@$(here)tools/sandbox examples/$(NAME)/demo
 check:
 	@$(here)tools/check build sim regress isolation tap
 check-build check-sim check-regress check-isolation check-tap: check-%:

@@ -79,7 +79,11 @@ packages_to_build() {
 
 packages_to_test() {
 	need_packages perl libipc-run-perl openssl
-	# Node.js may have come from elsewhere
+	packages_to_serve
+}
+
+# For services over HTTP; Node.js may have come from elsewhere.
+packages_to_serve() {
 	command -v node >/dev/null || need_packages nodejs
 }
 

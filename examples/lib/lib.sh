@@ -18,6 +18,8 @@ node=$(command -v node || command -v nodejs) || {
 	exit 1
 }
 
+trap 'kill "${service_pid[@]}" 2>/dev/null' EXIT
+
 title() {
 	printf '\n== %s\n' "$*"
 }
