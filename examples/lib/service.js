@@ -104,7 +104,12 @@ function serve(routes, started) {
       effects.push(effect);
       if (key) answers.set(key, said);
     }
-    if (result.effect && chance(mode.lose)) { request.socket.destroy(); return null; }
+    if (result.effect && chance(mode.lose)) {
+      // the work is done all the same, but its answer is lost
+      request.socket.destroy();
+      if (result.later) result.later();
+      return null;
+    }
     return result;
   }
 
