@@ -9,7 +9,7 @@ use POSIX ();
 use Test::More;
 use Time::HiRes qw(usleep);
 
-my $signals = $ENV{SAGA_SIGNALS} || 10_000;
+my $signals = $ENV{SAGA_SIGNALS} || 20_000;
 my $c = SagaTest->coordinator('coordinator', conf => "saga.executors = 2\nlog_statement = none\n");
 $c->sql(<<'SQL');
 CREATE ROLE carol LOGIN;
