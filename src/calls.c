@@ -487,7 +487,7 @@ asked_call(SagaRun *run, const SagaCommand *c, SagaCall *call)
 		saga_machine_seen_from(run->state, c->node, by);
 	char	   *problem = NULL;
 	int			sqlstate = ERRCODE_DATA_CORRUPTED;
-	SagaServer *server;
+	SagaServer *server = NULL;
 	Jsonb	   *asked = step < 0 ? NULL : run->results[step];
 	SagaCall   *made = NULL;
 	char	   *name = asked ? saga_asked_server(asked) : NULL;
@@ -504,7 +504,10 @@ asked_call(SagaRun *run, const SagaCommand *c, SagaCall *call)
 							   server->kind == SAGA_SERVER_HTTP, &problem);
 		MemoryContextSwitchTo(old);
 	}
-	if (made == NULL)
+	if (made == NULL && server && problem == NULL)
+		saga_run_answer(saga_call_out(run, call, c->node, c->op, SAGA_HOOK_NONE, c->attempt),
+						SAGA_ANSWER_DONE, false, NULL);
+	else if (made == NULL)
 	{
 		SagaPayload *payload = MemoryContextAllocZero(saga_turn_context, sizeof(SagaPayload));
 
