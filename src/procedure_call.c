@@ -15,11 +15,8 @@
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "fmgr.h"
-#include "nodes/params.h"
-#include "parser/parse_param.h"
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
-#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/uuid.h"
 
@@ -27,8 +24,8 @@
 #include "define.h"
 #include "isolation.h"
 #include "procedure.h"
-#include "result.h"
 #include "spi_util.h"
+#include "statement.h"
 
 PG_FUNCTION_INFO_V1(saga_procedure_run);
 
@@ -81,32 +78,16 @@ saga_asked_call(Jsonb *request, bool undo, bool http, char **problem)
 	call->args = args ? JsonbValueToJsonb(args) :
 		DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum("{}")));
 	scope.context = call->args;
+	if (text == NULL && http)
+		return NULL;
 	if (text == NULL)
-	{
-		/* the machine asks for an undo of every step that was called */
-		text = NOTHING_TO_UNDO;
-		http = false;
-	}
+		text = NOTHING_TO_UNDO; /* what is sent late is refused with it */
 	call->tmpl = http ? saga_http_template_parse(text, &scope, problem) :
 		saga_template_parse(text, &scope, problem);
 	return call->tmpl ? call : NULL;
 }
 
 /* ---- in this database ---- */
-
-typedef struct Types
-{
-	Oid		  **types;
-	int		   *n;
-} Types;
-
-static void
-infer(ParseState *pstate, void *arg)
-{
-	Types	   *t = arg;
-
-	setup_parse_variable_parameters(pstate, t->types, t->n);
-}
 
 /* What the step returned, for its compensation; a name would lose its type. */
 static Jsonb *
@@ -148,17 +129,10 @@ saga_procedure_run(PG_FUNCTION_ARGS)
 	bool		undo = PG_GETARG_BOOL(1);
 	SagaCall   *call;
 	SagaValues	values;
-	SPIPrepareOptions prepare;
-	SPIExecuteOptions execute;
-	SPIPlanPtr	plan;
-	Types		types;
 	char	  **bound;
 	char	   *problem = NULL;
-	ParamListInfo params;
 	MemoryContext caller = CurrentMemoryContext;
 	Jsonb	   *result;
-	int			n;
-	int			rc;
 
 	if (saga_local_action == NULL ||
 		memcmp(&saga_local_action->saga_id, PG_GETARG_UUID_P(2), UUID_LEN) != 0)
@@ -171,7 +145,6 @@ saga_procedure_run(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_SYNTAX_ERROR),
 				 errmsg("the step's %s cannot be read", undo ? "compensation" : "action"),
 				 errdetail_internal("%s", problem)));
-	n = call->tmpl->nparams;
 	memset(&values, 0, sizeof(values));
 	values.saga_id = *PG_GETARG_UUID_P(2);
 	values.input = call->args;
@@ -180,52 +153,9 @@ saga_procedure_run(PG_FUNCTION_ARGS)
 		elog(ERROR, "SPI_connect failed");
 	if (undo)
 		values.result = result_of(PG_GETARG_DATUM(2), PG_GETARG_DATUM(3), caller);
-	bound = palloc0(sizeof(char *) * Max(n, 1));
+	bound = palloc0(sizeof(char *) * Max(call->tmpl->nparams, 1));
 	saga_template_bind(call->tmpl, &values, bound);
-	types.types = palloc(sizeof(Oid *));
-	types.n = palloc(sizeof(int));
-	*types.types = palloc(sizeof(Oid) * Max(n, 1));
-	*types.n = n;
-	for (int i = 0; i < n; i++)
-		(*types.types)[i] = UNKNOWNOID;
-	memset(&prepare, 0, sizeof(prepare));
-	prepare.parserSetup = infer;
-	prepare.parserSetupArg = &types;
-	prepare.parseMode = RAW_PARSE_DEFAULT;
-	plan = SPI_prepare_extended(call->tmpl->sql, &prepare);
-	if (plan == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("this statement cannot be a local action"),
-				 errdetail_internal("%s", SPI_result_code_string(SPI_result))));
-	params = makeParamList(n);
-	for (int i = 0; i < n; i++)
-	{
-		Oid			function;
-		Oid			ioparam;
-
-		if ((*types.types)[i] == UNKNOWNOID)
-			ereport(ERROR,
-					(errcode(ERRCODE_INDETERMINATE_DATATYPE),
-					 errmsg("could not determine the type of parameter \"%s\"",
-							call->tmpl->params[i].name),
-					 errhint("Write a cast, for example :%s::text.",
-							 call->tmpl->params[i].name)));
-		getTypeInputInfo((*types.types)[i], &function, &ioparam);
-		params->params[i].value = OidInputFunctionCall(function, bound[i], ioparam, -1);
-		params->params[i].isnull = bound[i] == NULL;
-		params->params[i].pflags = PARAM_FLAG_CONST;
-		params->params[i].ptype = (*types.types)[i];
-	}
-	memset(&execute, 0, sizeof(execute));
-	execute.params = params;
-	rc = SPI_execute_plan_extended(plan, &execute);
-	if (rc < 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("this statement cannot be a local action"),
-				 errdetail_internal("%s", SPI_result_code_string(rc))));
-	result = saga_result_from_spi(call, rc, caller);
+	result = saga_statement_run(call, bound, caller);
 	SPI_finish();
 	if (result == NULL)
 		PG_RETURN_NULL();

@@ -32,7 +32,7 @@
 #include "errors.h"
 #include "guc.h"
 #include "isolation.h"
-#include "result.h"
+#include "statement.h"
 #include "rights.h"
 #include "session_run.h"
 #include "spi_util.h"
@@ -116,75 +116,6 @@ saga_session_error(const char *text, const SagaCall *call, SagaSessionAnswer *an
 
 /* --------------------------------------------------------- local calls */
 
-typedef struct ParamTypes
-{
-	Oid		   *types;
-	int			n;
-} ParamTypes;
-
-static void
-infer_parameters(ParseState *pstate, void *arg)
-{
-	ParamTypes *p = arg;
-
-	setup_parse_variable_parameters(pstate, &p->types, &p->n);
-}
-
-/* As an executor does, but for the plan, which is used once. */
-static Jsonb *
-run_statement(SagaSessionRun *run, const SagaCall *call, char **values)
-{
-	int			n = call->tmpl->nparams;
-	ParamTypes	parse;
-	SPIPrepareOptions prepare;
-	SPIExecuteOptions execute;
-	SPIPlanPtr	plan;
-	ParamListInfo params = makeParamList(n);
-	int			rc;
-
-	parse.n = n;
-	parse.types = palloc0(sizeof(Oid) * Max(n, 1));
-	for (int i = 0; i < n; i++)
-		parse.types[i] = OidIsValid(call->tmpl->params[i].type) ?
-			call->tmpl->params[i].type : UNKNOWNOID;
-	memset(&prepare, 0, sizeof(prepare));
-	prepare.parserSetup = infer_parameters;
-	prepare.parserSetupArg = &parse;
-	prepare.parseMode = RAW_PARSE_DEFAULT;
-	plan = SPI_prepare_extended(call->tmpl->sql, &prepare);
-	if (plan == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("this statement cannot be a local action"),
-				 errdetail_internal("%s", SPI_result_code_string(SPI_result))));
-	for (int i = 0; i < n; i++)
-	{
-		Oid			function;
-		Oid			ioparam;
-
-		if (parse.types[i] == UNKNOWNOID)
-			ereport(ERROR,
-					(errcode(ERRCODE_INDETERMINATE_DATATYPE),
-					 errmsg("could not determine the type of parameter \"%s\"",
-							call->tmpl->params[i].name)));
-		getTypeInputInfo(parse.types[i], &function, &ioparam);
-		params->params[i].value = values[i] ?
-			OidInputFunctionCall(function, values[i], ioparam, -1) : (Datum) 0;
-		params->params[i].isnull = values[i] == NULL;
-		params->params[i].pflags = PARAM_FLAG_CONST;
-		params->params[i].ptype = parse.types[i];
-	}
-	memset(&execute, 0, sizeof(execute));
-	execute.params = params;
-	rc = SPI_execute_plan_extended(plan, &execute);
-	if (rc < 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("this statement cannot be a local action"),
-				 errdetail_internal("%s", SPI_result_code_string(rc))));
-	return saga_result_from_spi(call, rc, run->context);
-}
-
 static void
 answer_from_error(SagaSessionRun *run, const SagaCall *call, ErrorData *error,
 				  SagaSessionAnswer *answer)
@@ -217,7 +148,7 @@ run_local(SagaSessionRun *run, const SagaCommand *c, const SagaCall *call,
 		SPI_connect();
 		saga_local_begin(&action);
 		saga_run_as_begin(run->def->owner, run->def->search_path, &saved);
-		answer->result = run_statement(run, call, values);
+		answer->result = saga_statement_run(call, values, run->context);
 		saga_run_as_end(&saved);
 		saga_local_end();
 		SPI_finish();
